@@ -1,0 +1,1 @@
+"""Sequence-parallel training as composable passes over a small dataflow IR."""
