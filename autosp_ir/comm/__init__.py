@@ -1,0 +1,1 @@
+"""Communication: the autosp:: operators, their layouts, process groups, and lowering."""

@@ -1,0 +1,1 @@
+"""Running every rank of a program in one process."""
