@@ -1,0 +1,128 @@
+"""Result types: every operation's own fake kernel says what it returns, so nothing about shapes is guessed.
+
+Inference runs on contiguous fake tensors made from operand types. Strides are not part of the types: a `view` that
+real strides forbid is emitted as `reshape`, which has the same value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from autosp_ir.errors import AutoSPError, VerifyError
+from autosp_ir.ir.graph import Node, Value, map_values
+from autosp_ir.ir.types import Dim, NoneType, ScalarType, TensorType, TupleType, Type, type_of, without_layout
+
+_memo: dict[Any, Type] = {}
+_SHAPE_ARGUMENTS = {"aten.view": "aten.reshape", "aten._unsafe_view": "aten.reshape"}
+
+
+def infer_type(node: Node, fake_mode: FakeTensorMode) -> Type:
+    """The type a node's operation returns for its operands' types, layouts left Invariant.
+
+    Args:
+        node: A node whose operands have types.
+        fake_mode: The mode to make fake tensors in; it owns the symbols of a dynamic capture.
+
+    Returns:
+        The inferred type; the stored one for placeholders, get_attr and higher-order operators.
+
+    Raises:
+        VerifyError: The operation rejects these operands; the message carries torch's own reason.
+    """
+    if node.op.kind in ("placeholder", "get_attr", "call_module"):
+        return without_layout(node.result.type)
+    if node.op.kind == "output":
+        return NoneType()
+    if node.op.infer is not None:
+        return without_layout(node.op.infer(node))
+    if isinstance(node.op.target, torch._ops.HigherOrderOperator):
+        return without_layout(node.result.type)
+    key = _memo_key(node, fake_mode)
+    if key is not None and key in _memo:
+        return _memo[key]
+    inferred = _run_on_fakes(node, fake_mode)
+    if key is not None:
+        _memo[key] = inferred
+    return inferred
+
+
+def _run_on_fakes(node: Node, fake_mode: FakeTensorMode) -> Type:
+    def fake(value: Value) -> Any:
+        return fake_of(value.type, fake_mode)
+
+    try:
+        with fake_mode, torch.no_grad():
+            args = map_values(node.args, fake)
+            kwargs = map_values(dict(node.kwargs), fake)
+            return type_of(call_target(node, args, dict(kwargs)))
+    except AutoSPError:
+        raise
+    except Exception as error:  # any torch failure becomes a named error at this node
+        types = ", ".join(f"%{v.name}: {v.type}" for v in node.operands)
+        raise VerifyError(
+            f"{node.op.name} rejects its operands ({types}): {type(error).__name__}: {error}",
+            node=node,
+            hint="check the shapes, dtypes and attributes that the last rewrite gave this node",
+        ) from error
+
+
+def call_target(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a node's target on concrete operands, views as reshapes."""
+    if node.op.kind == "call_method":
+        return getattr(args[0], node.op.target)(*args[1:], **kwargs)
+    if node.op.name in _SHAPE_ARGUMENTS:
+        return torch.ops.aten.reshape.default(*args, **kwargs)
+    return node.op.target(*args, **kwargs)
+
+
+def fake_of(kind: Type, fake_mode: FakeTensorMode) -> Any:
+    """A fake tensor, SymInt or number of a type; must run under `fake_mode`."""
+    if isinstance(kind, TensorType):
+        shape = [_extent(d, fake_mode) for d in kind.shape]
+        return torch.empty(shape, dtype=kind.dtype, device=kind.device)
+    if isinstance(kind, ScalarType):
+        return _scalar(kind, fake_mode)
+    if isinstance(kind, TupleType):
+        return tuple(fake_of(e, fake_mode) for e in kind.elements)
+    if isinstance(kind, NoneType):
+        return None
+    raise VerifyError(f"no fake value can be made of {kind}", hint="give the node a type when it is created")
+
+
+def _extent(extent: Dim, fake_mode: FakeTensorMode) -> Any:
+    if isinstance(extent, int):
+        return extent
+    if fake_mode.shape_env is None:
+        raise VerifyError(f"the extent {extent} is symbolic but the program has no symbols")
+    return fake_mode.shape_env.create_symintnode(extent, hint=None)
+
+
+def _scalar(kind: ScalarType, fake_mode: FakeTensorMode) -> Any:
+    if kind.kind == "int" and isinstance(kind.expr, sympy.Expr):
+        return int(kind.expr) if kind.expr.is_Integer else _extent(kind.expr, fake_mode)
+    return {"int": 1, "float": 1.0, "bool": True}[kind.kind]
+
+
+def _memo_key(node: Node, fake_mode: FakeTensorMode) -> Any:
+    def frozen(item: Any) -> Any:
+        if isinstance(item, Value):
+            return ("%", without_layout(item.type))
+        if isinstance(item, tuple | list):
+            return tuple(frozen(i) for i in item)
+        if isinstance(item, dict):
+            return tuple((k, frozen(v)) for k, v in item.items())
+        if isinstance(item, slice):
+            return ("slice", frozen(item.start), frozen(item.stop), frozen(item.step))
+        # 1, True and 1.0 are equal as keys but not as arguments.
+        return (type(item), item)
+
+    key = (node.op.name, node.op.target, frozen(node.args), frozen(dict(node.kwargs)), fake_mode.shape_env)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
