@@ -6,16 +6,19 @@ place with one message. Supported: torch 2.11 to 2.13.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 
 
 def resolve_group_name(name: str) -> dist.ProcessGroup | None:
     """Find a process group by its c10d name (`ProcessGroup.group_name`); None when there is no such group."""
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch.distributed import distributed_c10d
 
+    find: Callable[[str], object] = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
     try:
-        group = _resolve_process_group(name)
+        group = find(name)
     except (RuntimeError, LookupError):
         return None
     return group if isinstance(group, dist.ProcessGroup) else None

@@ -1,1 +1,7 @@
-"""Communication: the autosp:: operators, their layouts, process groups, and lowering."""
+"""Communication: the autosp:: operators, their layouts, process groups, and lowering.
+
+Importing this package registers `torch.ops.autosp.*`.
+"""
+
+from autosp_ir.comm import attention as attention
+from autosp_ir.comm import ops as ops

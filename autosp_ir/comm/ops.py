@@ -154,7 +154,7 @@ def _rank_into(blocks: Tensor, dim: int) -> Tensor:
 
 def _exchange(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Send block r of a contiguous [size, …] to rank r; block r of the result came from rank r."""
-    received = torch.empty_like(blocks)
+    received = blocks.new_empty(blocks.shape)
     dist.all_to_all_single(received, blocks, group=group)
     return received
 
@@ -192,7 +192,7 @@ def _reduce_scatter(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
     if x.is_cpu:
         # Not every gloo has reduce-scatter; an exchange and a local sum move the same bytes in a fixed order.
         return _exchange(blocks, group).sum(0, dtype=x.dtype)
-    result = torch.empty_like(blocks[0])
+    result = blocks.new_empty(blocks.shape[1:])
     dist.reduce_scatter_tensor(result, blocks, group=group)
     return result
 

@@ -1,0 +1,293 @@
+"""How an attention call is computed: fused kernels where they apply, blockwise arithmetic everywhere else.
+
+`KERNELS` is tried in order; the first that supports a call computes it. All share one interface, so a backend is
+added by one entry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autosp_ir import _torch_compat
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+# One tile of scores holds at most this many elements, or one row by `_MIN_KEYS` keys for very large batches.
+_TILE_ELEMENTS = 2**25
+_MAX_ROWS = 1024
+_MIN_KEYS = 256
+
+
+@dataclass(frozen=True)
+class Call:
+    """The tensors and attributes of one attention.
+
+    Attributes:
+        q: [B, Hq, Sq, D].
+        k: [B, Hkv, Skv, D]; query head h reads key head h // (Hq // Hkv).
+        v: [B, Hkv, Skv, Dv].
+        bias: Added to the scores, or a bool mask (True attends); broadcastable to [B, Hq, Sq, Skv].
+        segment_ids: [B, S] integers over global positions; a query attends within its own segment only.
+        causal: Key j is visible to query i iff j <= i, in global positions.
+        window: Causal: 0 <= i - j < window. Else: |i - j| < window.
+        q_offset: Global position of the first query.
+        kv_offset: Global position of the first key.
+        scale: Factor on the scores.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    segment_ids: Tensor | None
+    causal: bool
+    window: int | None
+    q_offset: int
+    kv_offset: int
+    scale: float
+
+    @property
+    def groups(self) -> int:
+        """Query heads per key head."""
+        return self.q.shape[1] // self.k.shape[1]
+
+    @property
+    def plain(self) -> bool:
+        """Full attention, or causal attention of equal lengths at equal offsets, on tensors that are not empty."""
+        if self.bias is not None or self.segment_ids is not None or self.window is not None:
+            return False
+        if self.q.numel() == 0 or self.k.numel() == 0 or self.q.shape[-1] != self.v.shape[-1]:
+            return False
+        square = self.q.shape[2] == self.k.shape[2] and self.q_offset == self.kv_offset
+        return square or not self.causal
+
+
+Forward = Callable[[Call], tuple[Tensor, Tensor]]
+Backward = Callable[[Call, Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to compute attention.
+
+    Attributes:
+        name: For messages and tests.
+        supports: Whether the kernel computes this call; the second argument says whether lse has a gradient.
+        forward: `call -> (out, lse)`; any strides.
+        backward: `(call, dout, dlse, out, lse) -> (dq, dk, dv)`; any strides.
+    """
+
+    name: str
+    supports: Callable[[Call, bool], bool]
+    forward: Forward
+    backward: Backward
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """Compute `(out, lse)`, contiguous; lse is float32 for half types."""
+    out, lse = _select(call, False).forward(call)
+    return out.contiguous(), lse.contiguous()
+
+
+def backward(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `(dq, dk, dv)`, contiguous."""
+    dq, dk, dv = _select(call, dlse is not None).backward(call, dout, dlse, out, lse)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+
+
+def _select(call: Call, has_dlse: bool) -> Kernel:
+    return next(kernel for kernel in KERNELS if kernel.supports(call, has_dlse))
+
+
+# Fused kernels -------------------------------------------------------------------------------------------------------
+
+
+def _cpu_flash_supports(call: Call, has_dlse: bool) -> bool:
+    return call.q.is_cpu and call.plain and not has_dlse
+
+
+def _cpu_flash_forward(call: Call) -> tuple[Tensor, Tensor]:
+    out, lse = _torch_compat.cpu_flash_attention()(
+        call.q, _per_query_head(call.k, call), _per_query_head(call.v, call), 0.0, call.causal, scale=call.scale
+    )
+    return out, lse
+
+
+def _cpu_flash_backward(
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    k, v = _per_query_head(call.k, call), _per_query_head(call.v, call)
+    dq, dk, dv = _torch_compat.cpu_flash_attention_backward()(
+        dout.contiguous(), call.q, k, v, out, lse, 0.0, call.causal, scale=call.scale
+    )
+    return dq, _per_kv_head(dk, call), _per_kv_head(dv, call)
+
+
+def _per_query_head(x: Tensor, call: Call) -> Tensor:
+    return x if call.groups == 1 else x.repeat_interleave(call.groups, dim=1)
+
+
+def _per_kv_head(grad: Tensor, call: Call) -> Tensor:
+    return grad if call.groups == 1 else grad.unflatten(1, (-1, call.groups)).sum(2)
+
+
+def _cuda_flash_supports(call: Call, has_dlse: bool) -> bool:
+    head_dim = call.q.shape[-1]
+    half = call.q.dtype in HALF_DTYPES
+    return call.q.is_cuda and half and call.plain and not has_dlse and head_dim % 8 == 0 and head_dim <= 256
+
+
+def _cuda_flash_forward(call: Call) -> tuple[Tensor, Tensor]:
+    results = _torch_compat.cuda_flash_attention()(call.q, call.k, call.v, 0.0, call.causal, False, scale=call.scale)
+    return results[0], results[1][..., : call.q.shape[2]]
+
+
+def _cuda_flash_backward(
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    # No variable lengths and no dropout: the cumulative lengths are absent and the generator state is not read.
+    state = torch.zeros(2, dtype=torch.uint64, device=call.q.device)
+    dq, dk, dv = _torch_compat.cuda_flash_attention_backward()(
+        dout, call.q, call.k, call.v, out, lse, None, None, call.q.shape[2], call.k.shape[2],
+        0.0, call.causal, state, state[0], scale=call.scale,
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+# Blockwise arithmetic ------------------------------------------------------------------------------------------------
+
+
+def _blockwise_forward(call: Call) -> tuple[Tensor, Tensor]:
+    q, k, v = _grouped(call)
+    batch, kv_heads, groups, rows, _ = q.shape
+    out = v.new_zeros((batch, kv_heads, groups, rows, v.shape[-1]))
+    lse = q.new_full((batch, kv_heads, groups, rows), -math.inf)
+    for row, columns in _tiles(call):
+        # The running softmax: scores so far have maximum `top`, `total` is the sum of exp(score - top).
+        top = q.new_full((batch, kv_heads, groups, row.stop - row.start, 1), -math.inf)
+        total, acc = torch.zeros_like(top), torch.zeros_like(out[..., row, :])
+        for column in columns:
+            scores = _scores(call, q, k, row, column)
+            new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
+            # A row that has seen no key yet has top = -inf: subtract 0, so that exp gives 0 and not NaN.
+            shift = new_top.masked_fill(new_top == -math.inf, 0.0)
+            weights, keep = torch.exp(scores - shift), torch.exp(top - shift)
+            total = total * keep + weights.sum(-1, keepdim=True)
+            acc = acc * keep + _matmul(weights, v[..., column, :])
+            top = new_top
+        shift = top.masked_fill(top == -math.inf, 0.0)
+        out[..., row, :] = acc / total.masked_fill(total == 0, 1.0)
+        lse[..., row] = (shift + total.log()).squeeze(-1)
+    return out.flatten(1, 2).to(call.q.dtype), lse.flatten(1, 2)
+
+
+def _blockwise_backward(
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = _grouped(call)
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    heads = (k.shape[1], call.groups)
+    dout = dout.to(q.dtype).unflatten(1, heads)
+    lse = lse.to(q.dtype).unflatten(1, heads).unsqueeze(-1)
+    # d lse / d scores = weights, so its gradient enters where the softmax's own row sum leaves.
+    centre = (dout * out.to(q.dtype).unflatten(1, heads)).sum(-1, keepdim=True)
+    if dlse is not None:
+        centre = centre - dlse.to(q.dtype).unflatten(1, heads).unsqueeze(-1)
+    empty = lse == -math.inf
+    centre, lse = centre.masked_fill(empty, 0.0), lse.masked_fill(empty, math.inf)
+    for row, columns in _tiles(call):
+        for column in columns:
+            weights = torch.exp(_scores(call, q, k, row, column) - lse[..., row, :])
+            dweights = _matmul(dout[..., row, :], v[..., column, :].mT)
+            dscores = weights * (dweights - centre[..., row, :]) * call.scale
+            dq[..., row, :] += _matmul(dscores, k[..., column, :])
+            dk[..., column, :] += _matmul_over_rows(dscores, q[..., row, :])
+            dv[..., column, :] += _matmul_over_rows(weights, dout[..., row, :])
+    dtype = call.q.dtype
+    return dq.flatten(1, 2).to(dtype), dk.to(dtype), dv.to(dtype)
+
+
+def _grouped(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries as [B, Hkv, G, Sq, D] keys and values as [B, Hkv, Skv, D], in at least float32."""
+    dtype = torch.float32 if call.q.dtype in HALF_DTYPES else call.q.dtype
+    q = call.q.to(dtype).unflatten(1, (call.k.shape[1], call.groups))
+    return q, call.k.to(dtype), call.v.to(dtype)
+
+
+def _matmul(left: Tensor, right: Tensor) -> Tensor:
+    """[B, Hkv, G, R, N] @ [B, Hkv, N, M] without expanding the right side over the group."""
+    return (left.flatten(2, 3) @ right).unflatten(2, left.shape[2:4])
+
+
+def _matmul_over_rows(left: Tensor, right: Tensor) -> Tensor:
+    """[B, Hkv, G, R, N]^T @ [B, Hkv, G, R, M] summed over the group: [B, Hkv, N, M]."""
+    return left.flatten(2, 3).mT @ right.flatten(2, 3)
+
+
+def _tiles(call: Call) -> Iterator[tuple[slice, list[slice]]]:
+    """Blocks of query rows, each with the blocks of keys that some row of it can see."""
+    batch, heads, length, _ = call.q.shape
+    keys = call.k.shape[2]
+    rows = min(_MAX_ROWS, max(1, _TILE_ELEMENTS // max(1, batch * heads * _MIN_KEYS)))
+    width = max(_MIN_KEYS, _TILE_ELEMENTS // max(1, batch * heads * rows))
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
+        # Positions of the first and last query of the block, counted from the first key.
+        first, last = (call.q_offset - call.kv_offset + i for i in (start, stop - 1))
+        low, high = 0, keys
+        if call.causal:
+            high = min(high, last + 1)
+        if call.window is not None:
+            low = max(low, first - call.window + 1)
+            high = min(high, last + call.window)
+        yield slice(start, stop), [slice(at, min(at + width, high)) for at in range(low, high, width)]
+
+
+def _scores(call: Call, q: Tensor, k: Tensor, row: slice, column: slice) -> Tensor:
+    """The scaled, biased and masked scores of one tile: [B, Hkv, G, rows, columns]."""
+    scores = _matmul(q[..., row, :], k[..., column, :].mT) * call.scale
+    if call.bias is not None:
+        bias = _bias_tile(call, call.bias, row, column)
+        scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias.to(scores.dtype)
+    hidden = _hidden(call, row, column)
+    return scores if hidden is None else scores.masked_fill(hidden, -math.inf)
+
+
+def _bias_tile(call: Call, bias: Tensor, row: slice, column: slice) -> Tensor:
+    bias = bias[(None,) * (4 - bias.ndim)]
+    bias = bias if bias.shape[2] == 1 else bias[:, :, row]
+    bias = bias if bias.shape[3] == 1 else bias[..., column]
+    heads = (1, 1) if bias.shape[1] == 1 else (-1, call.groups)
+    return bias.unflatten(1, heads)
+
+
+def _hidden(call: Call, row: slice, column: slice) -> Tensor | None:
+    """Which scores of a tile are masked by position or segment, broadcastable to the tile; None for none."""
+    device = call.q.device
+    query = torch.arange(row.start, row.stop, device=device)[:, None] + call.q_offset
+    key = torch.arange(column.start, column.stop, device=device)[None, :] + call.kv_offset
+    distance = query - key
+    hidden: Tensor | None = None
+    if call.causal:
+        hidden = distance < 0
+    if call.window is not None:
+        far = (distance if call.causal else distance.abs()) >= call.window
+        hidden = far if hidden is None else hidden | far
+    if call.segment_ids is not None:
+        ids = call.segment_ids
+        other = ids[:, query] != ids[:, key]
+        other = other[:, None, None]
+        hidden = other if hidden is None else hidden | other
+    return hidden
+
+
+KERNELS: list[Kernel] = [
+    Kernel("cpu-flash", _cpu_flash_supports, _cpu_flash_forward, _cpu_flash_backward),
+    Kernel("cuda-flash", _cuda_flash_supports, _cuda_flash_forward, _cuda_flash_backward),
+    Kernel("blockwise", lambda call, has_dlse: True, _blockwise_forward, _blockwise_backward),
+]
