@@ -54,13 +54,23 @@ class Use:
 class Value:
     """The result of a node. `type` may be None only while a graph is being built."""
 
-    __slots__ = ("_users", "name", "producer", "type")
+    __slots__ = ("_type", "_users", "name", "producer")
 
     def __init__(self, name: str, producer: Node, type: Type) -> None:
         self.name = name
         self.producer = producer
-        self.type = type
+        self._type = type
         self._users: dict[Node, int] = {}
+
+    @property
+    def type(self) -> Type:
+        """The type; assigning another counts as a mutation of the graph."""
+        return self._type
+
+    @type.setter
+    def type(self, type: Type) -> None:
+        self._type = type
+        self.producer.graph.version += 1
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -127,6 +137,7 @@ class Node:
     """One operation in a graph.
 
     Attributes:
+        id: Number that is unique in its graph and never used again; clones keep it.
         op: What it does.
         args: Positional arguments: nested tuples and lists of Values and plain attributes.
         kwargs: Keyword arguments, likewise.
@@ -144,6 +155,7 @@ class Node:
         "args",
         "erased",
         "graph",
+        "id",
         "kwargs",
         "meta",
         "op",
@@ -155,6 +167,7 @@ class Node:
 
     def __init__(self, graph: Graph, op: OpDef, phase: Phase, origin: Origin, meta: dict[str, Any]) -> None:
         self.graph = graph
+        self.id = graph._take_id()
         self.op = op
         self.args: tuple[Any, ...] = ()
         self.kwargs: Mapping[str, Any] = immutable_dict()
@@ -208,6 +221,7 @@ class Node:
         self.args = map_values(tuple(args), lambda v: v)
         self.kwargs = map_values(dict(kwargs or {}), lambda v: v)
         self.operands = tuple(operands)
+        self.graph.version += 1
         for value in operands:
             value._users[self] = value._users.get(self, 0) + 1
 
@@ -257,15 +271,25 @@ class Node:
 
 
 class Graph:
-    """An ordered list of nodes; insertion and erasure are O(1), iteration survives mutation."""
+    """An ordered list of nodes; insertion and erasure are O(1), iteration survives mutation.
+
+    Attributes:
+        version: Grows with every mutation of nodes, their order, arguments and types.
+    """
 
     def __init__(self) -> None:
+        self.version = 0
+        self._next_id = 0
         self._root = Node(self, op_by_name("output"), Phase.FORWARD, Origin(), {})
         self._names: dict[str, Value] = {}
         self._counters: dict[str, int] = {}
         self._length = 0
         self._index: dict[Node, int] | None = None
         self._output: Node | None = None
+
+    def _take_id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
 
     @property
     def nodes(self) -> Iterator[Node]:
@@ -390,10 +414,12 @@ class Graph:
         behind._prev._next = node
         behind._prev = node
         self._index = None
+        self.version += 1
 
     def _unlink(self, node: Node) -> None:
         node._prev._next, node._next._prev = node._next, node._prev
         self._index = None
+        self.version += 1
 
     def erase(self, node: Node) -> None:
         """Remove a node that nothing reads.
@@ -457,8 +483,10 @@ class Graph:
                 origin=node.origin,
                 meta=node.meta,
             )
+            made.id = node.id
             if node.results:
                 mapping[node.result] = made.result
+        copy._next_id = self._next_id
         copy._counters = dict(self._counters)
         return copy, mapping
 
