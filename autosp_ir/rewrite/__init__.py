@@ -1,0 +1,6 @@
+"""Rewriting: the rewriter that owns every mutation, its events, and a builder for programs in tests."""
+
+from autosp_ir.rewrite.events import Listener, RewriteEvent
+from autosp_ir.rewrite.rewriter import Rewriter
+
+__all__ = ["Listener", "RewriteEvent", "Rewriter"]
