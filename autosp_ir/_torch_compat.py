@@ -7,6 +7,7 @@ place with one message. Supported: torch 2.11 to 2.13.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,12 +17,24 @@ def resolve_group_name(name: str) -> dist.ProcessGroup | None:
     """Find a process group by its c10d name (`ProcessGroup.group_name`); None when there is no such group."""
     from torch.distributed import distributed_c10d
 
-    find: Callable[[str], object] = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    private: Any = distributed_c10d
     try:
-        group = find(name)
+        group = private._resolve_process_group(name)
     except (RuntimeError, LookupError):
         return None
     return group if isinstance(group, dist.ProcessGroup) else None
+
+
+def all_gather_single(output: torch.Tensor, x: torch.Tensor, group: dist.ProcessGroup) -> None:
+    """Gather every rank's `x` into `output`, concatenated along dimension 0; torch 2.13 renamed the call."""
+    gather: Callable[..., object] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(output, x, group=group)
+
+
+def reduce_scatter_single(output: torch.Tensor, x: torch.Tensor, group: dist.ProcessGroup) -> None:
+    """Sum `x` over the ranks and keep this rank's block of dimension 0; torch 2.13 renamed the call."""
+    scatter: Callable[..., object] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    scatter(output, x, group=group)
 
 
 def cpu_flash_attention() -> torch._ops.OpOverload:
@@ -42,3 +55,89 @@ def cuda_flash_attention() -> torch._ops.OpOverload:
 def cuda_flash_attention_backward() -> torch._ops.OpOverload:
     """The backward of `cuda_flash_attention`."""
     return torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+
+
+def pytree_flatten_with_names(tree: object) -> list[tuple[tuple[str, ...], Any]]:
+    """The leaves of nested containers with their paths as strings: `[(("0", "weight"), leaf), …]`."""
+    from torch.utils import _pytree
+
+    flat, _ = _pytree.tree_flatten_with_path(tree)
+    return [(tuple(_key_name(key) for key in path), leaf) for path, leaf in flat]
+
+
+def _key_name(key: object) -> str:
+    for attribute in ("key", "idx", "name"):
+        found = getattr(key, attribute, None)
+        if found is not None:
+            return str(found)
+    return str(key)
+
+
+def pytree_map(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply `fn` to the leaves of nested containers."""
+    from torch.utils import _pytree
+
+    return _pytree.tree_map(fn, tree)
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is fake: it has a shape but no values."""
+    from torch._subclasses.fake_tensor import is_fake as torch_is_fake
+
+    return torch_is_fake(tensor)
+
+
+def fake_mode_of(*values: Any) -> Any:
+    """The `FakeTensorMode` that the fake tensors among `values` belong to; None when there is none."""
+    from torch._guards import detect_fake_mode
+
+    return detect_fake_mode(values)
+
+
+def is_operator(target: object) -> bool:
+    """Whether a target is an operator overload or a higher-order operator."""
+    return isinstance(target, torch._ops.OpOverload | torch._ops.HigherOrderOperator)
+
+
+def symbolic_functions() -> dict[str, Any]:
+    """Torch's own sympy functions by name (`FloorDiv`, `PythonMod`, `Max`, …); sympy's namesakes differ from them."""
+    import sympy
+    from torch.utils._sympy import functions
+
+    return {n: f for n, f in vars(functions).items() if isinstance(f, type) and issubclass(f, sympy.Basic)}
+
+
+def symbol_facts(shape_env: Any, symbol: Any) -> tuple[int | None, int | None, int | None]:
+    """A symbol's example value, lower and upper bound in a `ShapeEnv`; None where it has none."""
+    values = getattr(shape_env, "backed_var_to_val", None) or getattr(shape_env, "var_to_val", {})
+    hint, bounds = values.get(symbol), shape_env.var_to_range.get(symbol)
+    low, high = (bounds.lower, bounds.upper) if bounds is not None else (None, None)
+    return _finite(hint), _finite(low), _finite(high)
+
+
+def _finite(number: Any) -> int | None:
+    return int(number) if number is not None and getattr(number, "is_Integer", False) else None
+
+
+def declare_symbol(shape_env: Any, symbol: Any, hint: int | None, low: int | None, high: int | None) -> None:
+    """Make a symbol known to a `ShapeEnv` under its own name, which torch's public calls cannot."""
+    import sympy
+    from torch.utils._sympy.numbers import int_oo
+    from torch.utils._sympy.value_ranges import ValueRanges
+
+    values = getattr(shape_env, "backed_var_to_val", None)
+    if hint is not None:
+        (shape_env.var_to_val if values is None else values)[symbol] = sympy.Integer(hint)
+    shape_env.var_to_range[symbol] = ValueRanges(-int_oo if low is None else low, int_oo if high is None else high)
+    shape_env.var_to_sources[symbol] = []
+
+
+def fx_calling_convention(graph: torch.fx.Graph) -> Any:
+    """The code generator of an FX graph, which holds its calling convention (`Graph.set_codegen` takes it back)."""
+    return graph._codegen
+
+
+def force_fx_name(node: torch.fx.Node, name: str) -> None:
+    """Give an FX node a name that its graph would have altered, such as one that hides a Python builtin."""
+    node.name = name
+    node.graph._graph_namespace._used_names.add(name)

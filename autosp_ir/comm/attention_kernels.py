@@ -221,7 +221,8 @@ def _grouped(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
     """[B, Hkv, G, R, N] @ [B, Hkv, N, M] without expanding the right side over the group."""
-    return (left.flatten(2, 3) @ right).unflatten(2, left.shape[2:4])
+    product: Tensor = (left.flatten(2, 3) @ right).unflatten(2, left.shape[2:4])
+    return product
 
 
 def _matmul_over_rows(left: Tensor, right: Tensor) -> Tensor:
@@ -263,7 +264,8 @@ def _bias_tile(call: Call, bias: Tensor, row: slice, column: slice) -> Tensor:
     bias = bias if bias.shape[2] == 1 else bias[:, :, row]
     bias = bias if bias.shape[3] == 1 else bias[..., column]
     heads = (1, 1) if bias.shape[1] == 1 else (-1, call.groups)
-    return bias.unflatten(1, heads)
+    grouped: Tensor = bias.unflatten(1, heads)
+    return grouped
 
 
 def _hidden(call: Call, row: slice, column: slice) -> Tensor | None:

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from autosp_ir._torch_compat import all_gather_single, reduce_scatter_single
 from autosp_ir.comm.groups import group_of
 from autosp_ir.errors import LayoutError
 
@@ -144,7 +145,8 @@ def _fresh(x: Tensor) -> Tensor:
 
 def _rank_first(x: Tensor, dim: int, size: int) -> Tensor:
     """[…, size * n, …] as a contiguous [size, …, n, …]: one block per destination rank."""
-    return x.unflatten(dim, (size, x.shape[dim] // size)).movedim(dim, 0).contiguous()
+    blocks: Tensor = x.unflatten(dim, (size, x.shape[dim] // size))
+    return blocks.movedim(dim, 0).contiguous()
 
 
 def _rank_into(blocks: Tensor, dim: int) -> Tensor:
@@ -177,9 +179,9 @@ def _all_gather(x: Tensor, dim: int, axis: str, size: int, to: str = "invariant"
     group = group_of(axis, size)
     if group is None:
         return _fresh(x)
-    blocks = x.new_empty([size, *x.shape])
-    dist.all_gather_into_tensor(blocks, x.contiguous(), group=group)
-    return _rank_into(blocks, dim)
+    gathered = x.new_empty([size * x.shape[0], *x.shape[1:]])
+    all_gather_single(gathered, x.contiguous(), group)
+    return _rank_into(gathered.view(size, *x.shape), dim)
 
 
 def _reduce_scatter(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
@@ -193,7 +195,7 @@ def _reduce_scatter(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
         # Not every gloo has reduce-scatter; an exchange and a local sum move the same bytes in a fixed order.
         return _exchange(blocks, group).sum(0, dtype=x.dtype)
     result = blocks.new_empty(blocks.shape[1:])
-    dist.reduce_scatter_tensor(result, blocks, group=group)
+    reduce_scatter_single(result, blocks.flatten(0, 1), group)
     return result
 
 
