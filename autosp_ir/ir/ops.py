@@ -119,6 +119,11 @@ def name_of_target(target: Any, kind: str) -> str:
     qualified = getattr(target, "__qualname__", getattr(target, "__name__", repr(target)))
     if module in ("_operator", "operator"):
         return f"operator.{qualified}"
+    if module == "torch":
+        # Builtins of torch say they live in a class that torch does not export.
+        return f"torch.{qualified.removeprefix('_VariableFunctionsClass.')}"
+    if getattr(target, "__objclass__", None) is torch._C.TensorBase:
+        return f"torch.Tensor.{target.__name__}"
     return f"{module}.{qualified}"
 
 

@@ -17,6 +17,7 @@ from autosp_ir.ir.types import Type
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.fx import GraphModule
 
 
 class Stage(enum.StrEnum):
@@ -195,6 +196,16 @@ class Program:
         from autosp_ir.ir.verify import verify_program  # verify imports Program
 
         verify_program(self)
+
+    def to_graph_module(self) -> GraphModule:
+        """The program as FX, node for node: the inverse of `import_graph`.
+
+        Raises:
+            AutoSPError: An attribute that the graph reads is not bound.
+        """
+        from autosp_ir.emit.fx_export import export_graph  # emission imports Program
+
+        return export_graph(self)
 
     def __str__(self) -> str:
         from autosp_ir.ir.text import print_program  # the printer imports Program

@@ -1,0 +1,1 @@
+"""From PyTorch models and FX graphs into the IR."""

@@ -1,0 +1,1 @@
+"""From the IR back to FX, and to executable modules."""
