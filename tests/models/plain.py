@@ -36,7 +36,7 @@ class PlainBlock(nn.Module):
 class PlainDecoder(nn.Module):
     """Learned positions, `reshape(B*T, C)`, SDPA by keyword, tied head, its own shifted loss.
 
-    Called as `model(idx, targets)`; returns `(logits, loss)`, or the loss alone with `only_loss`.
+    Called as `model(idx, targets)`; without targets it returns the logits alone, for a loss outside the model.
     """
 
     def __init__(self, width: int = 32, heads: int = 8, layers: int = 2, max_length: int = 512) -> None:
@@ -47,14 +47,18 @@ class PlainDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, VOCAB, bias=False)
         self.head.weight = self.tokens.weight
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=0.1)
 
-    def forward(self, idx: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Map ids and targets `[B, T]` to `{"loss": scalar, "logits": [B, T, V]}`."""
         length = idx.shape[1]
         x = self.tokens(idx) + self.positions(torch.arange(length, device=idx.device))
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.norm(x))
+        if targets is None:
+            return {"logits": logits}
         shifted = logits[:, :-1, :].reshape(-1, VOCAB)
         loss = F.cross_entropy(shifted, targets[:, 1:].reshape(-1), ignore_index=IGNORE_INDEX)
         return {"loss": loss, "logits": logits}
