@@ -1,0 +1,52 @@
+"""Every private torch symbol that autosp_ir uses exists and behaves as its accessor says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from autosp_ir import _torch_compat
+
+
+def test_resolve_group_name_of_an_unknown_group() -> None:
+    assert _torch_compat.resolve_group_name("no such group") is None
+
+
+def test_group_names_resolve_and_single_collectives_run(tmp_path: object) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        group = dist.group.WORLD
+        assert group is not None and _torch_compat.resolve_group_name(group.group_name) is group
+        x, gathered = torch.arange(3.0), torch.empty(3)
+        _torch_compat.all_gather_single(gathered, x, group)
+        assert torch.equal(gathered, x)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_cpu_flash_attention_pair() -> None:
+    q, k, v = (torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    grads = torch.autograd.grad(expected.sum(), (q, k, v))
+    out, lse = _torch_compat.cpu_flash_attention()(q, k, v, 0.0, True, scale=0.5)
+    torch.testing.assert_close(out, expected)
+    backward = _torch_compat.cpu_flash_attention_backward()
+    torch.testing.assert_close(backward(torch.ones_like(out), q, k, v, out, lse, 0.0, True, scale=0.5), grads)
+
+
+@pytest.mark.parametrize(
+    ("accessor", "arguments"),
+    [
+        (_torch_compat.cuda_flash_attention, "query key value dropout_p is_causal return_debug_mask scale"),
+        (
+            _torch_compat.cuda_flash_attention_backward,
+            "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p is_causal "
+            "philox_seed philox_offset scale",
+        ),
+    ],
+)
+def test_cuda_flash_attention_schemas(accessor: Callable[[], torch._ops.OpOverload], arguments: str) -> None:
+    assert [argument.name for argument in accessor()._schema.arguments] == arguments.split()
