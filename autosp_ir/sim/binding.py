@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from autosp_ir._torch_compat import is_fake
-from autosp_ir.errors import AutoSPError, SimulationError
+from autosp_ir.capture.facts import check_facts
+from autosp_ir.capture.info import CaptureInfo
+from autosp_ir.errors import RuntimeMismatchError, SimulationError
 from autosp_ir.ir.program import InputKind, InputSpec, Program
 from autosp_ir.ir.types import Dim, ScalarType, TensorType, Type
 
@@ -161,8 +163,8 @@ def named_batch(program: Program, batch: Batch) -> dict[str, Any]:
         return {}
     if isinstance(batch, Tensor):
         batch = (batch,)
-    if program.capture is not None and hasattr(program.capture, "flatten_batch"):
-        return _captured_batch(program, batch)
+    if isinstance(program.capture, CaptureInfo):
+        return _captured_batch(program, program.capture, batch)
     if isinstance(batch, Mapping):
         unknown = sorted(set(batch) - set(names))
         if unknown:
@@ -179,8 +181,13 @@ def named_batch(program: Program, batch: Batch) -> dict[str, Any]:
     return dict(zip(names, batch, strict=True))
 
 
-def _captured_batch(program: Program, batch: Batch) -> dict[str, Any]:
+def _captured_batch(
+    program: Program, capture: CaptureInfo, batch: Mapping[str, Any] | tuple[Any, ...]
+) -> dict[str, Any]:
+    args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
     try:
-        return dict(program.capture.flatten_batch(batch))
-    except AutoSPError as error:
+        named = dict(zip(capture.input_names, capture.flatten(args, kwargs), strict=True))
+        check_facts(program.info.get("batch_facts", {}), named)
+    except RuntimeMismatchError as error:
         raise SimulationError(error.reason, hint=error.hint) from error
+    return named

@@ -170,7 +170,7 @@ def _awaited(node: Node, values: Mapping[Value, Any]) -> Any:
 
 def in_flight(request: Request, result: Tensor) -> Any:
     """What a rank is sent for a request: the result, to be awaited first if the collective is asynchronous."""
-    return InFlight(result) if request.starts else result
+    return InFlight(result, request.operand) if request.starts else result
 
 
 def _flat(outputs: Any) -> list[Any]:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InFlight:
-    """The result of a started collective: it may be read by its wait alone."""
+    """The result of a started collective: it may be read by its wait alone, and the operand must live until then."""
 
     tensor: Tensor
+    operand: Tensor
 
 
 class MemoryMeter:
@@ -54,7 +55,7 @@ def _storages(value: Any) -> list[tuple[int, int]]:
     if isinstance(value, tuple | list):
         return [storage for item in value for storage in _storages(item)]
     if isinstance(value, InFlight):
-        return _storages(value.tensor)
+        return [*_storages(value.tensor), *_storages(value.operand)]
     if not isinstance(value, Tensor) or not value.untyped_storage().nbytes():
         return []
     storage = value.untyped_storage()

@@ -1,0 +1,115 @@
+"""How much memory a program holds at every node: a static count of live storages.
+
+Views share storage with their base; a storage dies with the last value on it. Parameters, buffers and inputs belong
+to the caller and are counted only on demand. Work space inside operations is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autosp_ir.analysis.aliasing import Aliasing, Storage
+from autosp_ir.ir.graph import Graph, Node, Phase
+from autosp_ir.ir.program import Program
+
+
+@dataclass(frozen=True)
+class LivenessReport:
+    """Memory of one rank over one run of a program.
+
+    Attributes:
+        peak_bytes: The most bytes alive at once.
+        peak_node: The node that is running then.
+        curve: Bytes alive while each node runs, in program order.
+        names: The node names that belong to `curve`.
+        saved_bytes: Storage made in forward that backward or recompute nodes read.
+        saved: Names of the nodes that allocate it.
+        by_node: Bytes that each node allocates; nodes that allocate nothing are absent.
+        by_phase: The peak within each phase.
+    """
+
+    peak_bytes: int
+    peak_node: str
+    curve: tuple[int, ...]
+    names: tuple[str, ...]
+    saved_bytes: int
+    saved: tuple[str, ...]
+    by_node: Mapping[str, int]
+    by_phase: Mapping[Phase, int]
+
+
+def liveness(
+    program: Program | Graph, *, count_inputs: bool = False, symbols: Mapping[str, int] | None = None
+) -> LivenessReport:
+    """Count the storage that a run of `program` holds, from its types alone.
+
+    Args:
+        program: A program at any stage, or a graph.
+        count_inputs: Whether parameters, buffers, constants and inputs count, from the first node on.
+        symbols: Numbers for the symbols of a dynamic program, by symbol name.
+
+    Returns:
+        The peak, the curve over all nodes, and what is saved for backward.
+
+    Raises:
+        VerifyError: An extent is symbolic and has no number.
+    """
+    graph = program.graph if isinstance(program, Program) else program
+    aliasing = Aliasing(symbols)
+    nodes = [n for n in graph.nodes if n.op.kind != "output"]
+    allocated = {node: aliasing.step(node) for node in nodes}
+    last = _last_uses(graph, aliasing)
+    counted = {s for made in allocated.values() for s in made if s.owned or count_inputs}
+    # Inputs exist before the first node runs.
+    live = sum(s.bytes for s in counted if not s.owned)
+    curve: list[int] = []
+    dying = _by_last_use(last)
+    for node in nodes:
+        live += sum(s.bytes for s in allocated[node] if s.owned)
+        curve.append(live)
+        live -= sum(s.bytes for s in dying.get(node, ()) if s.owned)
+    peak = max(range(len(curve)), key=curve.__getitem__, default=None)
+    saved = _saved(nodes, aliasing)
+    return LivenessReport(
+        peak_bytes=curve[peak] if peak is not None else 0,
+        peak_node=nodes[peak].name if peak is not None else "",
+        curve=tuple(curve),
+        names=tuple(n.name for n in nodes),
+        saved_bytes=sum(s.bytes for s in saved),
+        saved=tuple(dict.fromkeys(s.node.name for s in saved)),
+        by_node={n.name: sum(s.bytes for s in made) for n, made in allocated.items() if made},
+        by_phase={
+            phase: max(live for live, n in zip(curve, nodes, strict=True) if n.phase is phase)
+            for phase in dict.fromkeys(n.phase for n in nodes)
+        },
+    )
+
+
+def _last_uses(graph: Graph, aliasing: Aliasing) -> dict[Storage, Node]:
+    """The last node that makes or reads a value on each storage."""
+    last: dict[Storage, Node] = {}
+    for node in graph.nodes:
+        for value in (*node.results, *node.operands):
+            last.update(dict.fromkeys(aliasing.storages(value), node))
+    return last
+
+
+def _by_last_use(last: Mapping[Storage, Node]) -> dict[Node, list[Storage]]:
+    dying: dict[Node, list[Storage]] = {}
+    for storage, node in last.items():
+        dying.setdefault(node, []).append(storage)
+    return dying
+
+
+def _saved(nodes: list[Node], aliasing: Aliasing) -> list[Storage]:
+    """Storages made by forward nodes that later phases read, in order of allocation."""
+    found: dict[Storage, None] = {}
+    for node in nodes:
+        if node.phase is Phase.FORWARD:
+            continue
+        for value in node.operands:
+            for storage in aliasing.storages(value):
+                if storage.owned and storage.node.phase is Phase.FORWARD:
+                    found[storage] = None
+    return sorted(found, key=lambda s: s.id)
