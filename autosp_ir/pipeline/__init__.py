@@ -1,7 +1,37 @@
 """Passes and the manager that runs them."""
 
+from autosp_ir.pipeline import instrument as instruments
 from autosp_ir.pipeline.analysis import Analysis
 from autosp_ir.pipeline.base import Pass, PassContext, Remark
+from autosp_ir.pipeline.instrument import Instrument
+from autosp_ir.pipeline.manager import PassManager, PassResult
+from autosp_ir.pipeline.registry import (
+    failed_passes,
+    format_pipeline,
+    get_pass,
+    parse_pipeline,
+    register_pass,
+    registered_passes,
+)
 from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
+from autosp_ir.pipeline.trace import PassRecord, Trace
 
-__all__ = ["DEFAULT_PIPELINE", "Analysis", "Pass", "PassContext", "Remark"]
+__all__ = [
+    "DEFAULT_PIPELINE",
+    "Analysis",
+    "Instrument",
+    "Pass",
+    "PassContext",
+    "PassManager",
+    "PassRecord",
+    "PassResult",
+    "Remark",
+    "Trace",
+    "failed_passes",
+    "format_pipeline",
+    "get_pass",
+    "instruments",
+    "parse_pipeline",
+    "register_pass",
+    "registered_passes",
+]

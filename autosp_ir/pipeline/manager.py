@@ -1,0 +1,224 @@
+"""The pass manager: checks a whole pipeline, then runs it on a clone, one verified pass at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from autosp_ir.errors import AutoSPError, PassError, PipelineError
+from autosp_ir.ir.hashing import bindings_of, structural_hash
+from autosp_ir.ir.program import Program, Stage
+from autosp_ir.pipeline.base import Pass, PassContext, Remark
+from autosp_ir.pipeline.check import check_mesh, check_pipeline
+from autosp_ir.pipeline.instrument import Instrument, Verify
+from autosp_ir.pipeline.registry import format_pipeline, parse_pipeline
+from autosp_ir.pipeline.trace import PassRecord, Trace
+
+_logger = logging.getLogger("autosp_ir.pipeline")
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pipeline made of a program.
+
+    Args:
+        program: The rewritten program; the argument of `run` is untouched.
+        trace: One record per pass, with its rewrites.
+        remarks: What the passes said, in order.
+        statistics: What each pass counted, by pass name.
+        timings: Seconds by pass name, without verification and instruments.
+    """
+
+    program: Program
+    trace: Trace
+    remarks: list[Remark]
+    statistics: dict[str, dict[str, int]]
+    timings: dict[str, float]
+
+
+class PassManager:
+    """Runs passes in order.
+
+    Args:
+        pipeline: Pipeline text, or passes: instances, classes (with their default options) and text may be mixed.
+        verify: Verify the input, and the program after each pass that changed it.
+        instruments: Called around each pass.
+
+    Raises:
+        ParseError: Pipeline text is malformed.
+        PipelineError: A pass or option is unknown.
+    """
+
+    def __init__(
+        self,
+        pipeline: str | Sequence[Pass | type[Pass] | str],
+        *,
+        verify: bool = True,
+        instruments: Sequence[Instrument] = (),
+    ) -> None:
+        elements = [pipeline] if isinstance(pipeline, str) else list(pipeline)
+        self.passes: list[Pass] = [pass_ for element in elements for pass_ in _passes_of(element)]
+        self.instruments: list[Instrument] = [*instruments, *([Verify()] if verify else [])]
+
+    def __str__(self) -> str:
+        return format_pipeline(self.passes)
+
+    def check(self, program: Program, mesh: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Check that the pipeline can run on `program`, without running it.
+
+        Args:
+            program: The program.
+            mesh: Axis sizes; the program's own when None.
+
+        Returns:
+            The mesh it would run for.
+
+        Raises:
+            PipelineError: Passes are in an order that cannot work, or the mesh contradicts the program's.
+        """
+        axes = check_mesh(program, mesh)
+        check_pipeline(self.passes, program)
+        return axes
+
+    def run(self, program: Program, mesh: Mapping[str, int] | None = None, strict: bool = False) -> PassResult:
+        """Run every pass on a clone of `program`.
+
+        Args:
+            program: The program; never mutated.
+            mesh: Axis sizes, such as `{"sp": 4}`; the program's own when None.
+            strict: Let passes refuse what they would otherwise run replicated.
+
+        Returns:
+            The rewritten program and what happened.
+
+        Raises:
+            PipelineError: The pipeline cannot run on this program; nothing ran.
+            AutoSPError: A pass refused the program, or left an invalid one; `pass_name` says which.
+            PassError: A pass failed in another way; the cause is chained.
+        """
+        axes = self.check(program, mesh)
+        work = program.clone()
+        trace = Trace()
+        ctx = PassContext(mesh=axes, strict=strict, program=work)
+        for instrument in self.instruments:
+            instrument.before_pipeline(work, self.passes)
+        fingerprint = structural_hash(work)
+        for pass_ in self.passes:
+            trace.records.append(self._run_one(pass_, work, ctx, fingerprint))
+            fingerprint = trace.records[-1].hash
+        for instrument in self.instruments:
+            instrument.after_pipeline(work, trace)
+        return PassResult(work, trace, ctx.remarks, _statistics(trace), _timings(trace))
+
+    def _run_one(self, pass_: Pass, program: Program, ctx: PassContext, fingerprint: str) -> PassRecord:
+        record = PassRecord(pass_.name, str(pass_))
+        ctx.pass_name, ctx.statistics = pass_.name, record.statistics
+        ctx.listeners = (record.rewrites.append, *(i.on_rewrite for i in self.instruments))
+        stage, facts, bindings = program.stage, set(program.facts), bindings_of(program)
+        for instrument in self.instruments:
+            instrument.before_pass(pass_, program)
+        started = time.perf_counter()
+        with _blaming(pass_):
+            pass_.run(program, ctx)
+            ctx.finish_pass()
+        record.seconds = time.perf_counter() - started
+        _check_stage(pass_, stage, program)
+        _settle_facts(pass_, facts, program)
+        record.hash = structural_hash(program)
+        record.modified = record.hash != fingerprint or bindings_of(program) != bindings
+        _logger.debug("%s: modified=%s in %.1f ms", record.text, record.modified, record.seconds * 1e3)
+        for instrument in self.instruments:
+            with _named(pass_):
+                instrument.after_pass(pass_, program, record)
+        return record
+
+
+def _passes_of(element: Pass | type[Pass] | str) -> list[Pass]:
+    if isinstance(element, str):
+        return parse_pipeline(element)
+    if isinstance(element, Pass):
+        return [element]
+    if isinstance(element, type) and issubclass(element, Pass):
+        return [element()]
+    raise PipelineError(
+        f"{element!r} is no pass",
+        hint="give Pass objects, or decorate a function (program, ctx) with air.register_pass",
+    )
+
+
+@contextmanager
+def _named(pass_: Pass) -> Iterator[None]:
+    """Let errors raised on purpose say which pass was running; their type stays."""
+    try:
+        yield
+    except AutoSPError as error:
+        if error.pass_name is None:
+            error.pass_name = pass_.name
+        raise
+
+
+@contextmanager
+def _blaming(pass_: Pass) -> Iterator[None]:
+    """As `_named`, and any other exception becomes a PassError that says where it was raised."""
+    try:
+        with _named(pass_):
+            yield
+    except AutoSPError:
+        raise
+    except Exception as error:  # whatever a pass raises must name the pass
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise PassError(
+            f"{type(error).__name__}: {error} (at {frame.filename}:{frame.lineno})",
+            hint="this is a bug in the pass; the traceback of the cause is above",
+            pass_name=pass_.name,
+        ) from error
+
+
+def _check_stage(pass_: Pass, before: Stage, program: Program) -> None:
+    expected = pass_.stage_after(before)
+    if program.stage is not expected:
+        raise PassError(
+            f"the pass left the program at stage {program.stage}, but declares {expected}",
+            hint=f'set produces = "{program.stage}" in the pass, or leave the stage alone',
+            pass_name=pass_.name,
+        )
+
+
+def _settle_facts(pass_: Pass, before: set[str], program: Program) -> None:
+    """Refuse facts that the pass did not declare, then add and take away those it did."""
+    undeclared = sorted(program.facts - before - pass_.provides)
+    if undeclared:
+        raise PassError(
+            f"the pass establishes {', '.join(map(repr, undeclared))} without declaring it",
+            hint=f"add it to provides: the pipeline is checked before it runs, from what {pass_.name} declares",
+            pass_name=pass_.name,
+        )
+    lost = sorted(before - program.facts - pass_.removes)
+    if lost:
+        raise PassError(
+            f"the pass takes {', '.join(map(repr, lost))} away without declaring it",
+            hint="add it to removes, so that later passes that require it are refused before anything runs",
+            pass_name=pass_.name,
+        )
+    program.facts -= pass_.removes
+    program.facts |= pass_.provides
+
+
+def _statistics(trace: Trace) -> dict[str, dict[str, int]]:
+    totals: dict[str, dict[str, int]] = {}
+    for record in trace:
+        total = totals.setdefault(record.name, {})
+        for key, n in record.statistics.items():
+            total[key] = total.get(key, 0) + n
+    return totals
+
+
+def _timings(trace: Trace) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for record in trace:
+        totals[record.name] = totals.get(record.name, 0.0) + record.seconds
+    return totals
