@@ -130,8 +130,9 @@ class Aliasing:
     def _extent(self, extent: Dim) -> int:
         if isinstance(extent, int):
             return extent
-        value = extent.subs(self._symbols)
-        if isinstance(value, sympy.Expr) and not value.is_Integer:
+        # By name: symbols of a shape environment carry assumptions, so that a plain symbol is not equal to them.
+        value = extent.subs({s: self._symbols[s.name] for s in extent.free_symbols if s.name in self._symbols})
+        if not value.is_Integer:
             raise VerifyError(
                 f"memory depends on the extent {extent}, which has no number",
                 hint="pass symbols={'s0': length, …} for the length to plan for",

@@ -70,6 +70,7 @@ class RankInterpreter:
 
     def _graph(self, graph: Graph, operands: Iterable[Any], keep: Callable[[str, Any], None] | None) -> Steps:
         supplied = iter(operands)
+        prefix = self._prefix(graph)
         last_use = _last_uses(graph)
         values: dict[Value, Any] = {}
         for node in graph.nodes:
@@ -78,7 +79,7 @@ class RankInterpreter:
                 for value in values.values():
                     self._meter.release(value)
                 return outputs
-            result = next(supplied) if node.op.kind == "placeholder" else (yield from self._node(node, values))
+            result = next(supplied) if node.op.kind == "placeholder" else (yield from self._node(node, values, prefix))
             values[node.result] = result
             self._meter.hold(result)
             if keep is not None:
@@ -87,9 +88,13 @@ class RankInterpreter:
                 self._meter.release(values.pop(dead))
         raise SimulationError("the graph has no output node", hint="create one with graph.create('output', …)")
 
-    def _node(self, node: Node, values: Mapping[Value, Any]) -> Steps:
+    def _prefix(self, graph: Graph) -> str:
+        """In front of the attribute names of a nested graph stands its own name."""
+        return next((f"{name}." for name, nested in self._program.attrs.items() if nested is graph), "")
+
+    def _node(self, node: Node, values: Mapping[Value, Any], prefix: str) -> Steps:
         if node.op.kind == "get_attr":
-            return self._attribute(node)
+            return self._attribute(node, f"{prefix}{node.args[0]}")
         if node.op.name == WAIT:
             return _awaited(node, values)
         args = _read(node, node.args, values)
@@ -101,18 +106,17 @@ class RankInterpreter:
         if node.op.name in _BODIES:
             body, first = _BODIES[node.op.name]
             return (yield from self._graph(args[body], args[first:], None))
-        return _compute(node, args, kwargs)
+        if node.op.kind == "call_module":
+            return _compute(node, self._attribute(node, f"{prefix}{node.op.target}"), args, kwargs)
+        return _compute(node, None, args, kwargs)
 
-    def _attribute(self, node: Node) -> Any:
-        target = node.args[0] if node.args else node.name
-        attrs = self._program.attrs
-        if target in attrs:
-            return attrs[target]
-        if target in self._program.tensors:
-            self._meter.ignore(self._program.tensors[target])
-            return self._program.tensors[target]
+    def _attribute(self, node: Node, target: str) -> Any:
+        for bound in (self._program.attrs, self._program.tensors):
+            if target in bound:
+                self._meter.ignore(bound[target])
+                return bound[target]
         raise SimulationError(
-            f"get_attr target {target!r} is not bound",
+            f"{node.op.kind} target {target!r} is not bound",
             node=node,
             hint="set program.attrs[target], or bind the module it was captured from",
         )
@@ -127,14 +131,10 @@ class RankInterpreter:
         return request.evaluate([request.operand] * size)[self._coordinates.get(axis, 0)]
 
 
-def _compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if node.op.kind == "call_module":
-        raise SimulationError(
-            f"{node.op.name} calls a submodule, which has no definition in the IR",
-            node=node,
-            hint="capture the model with air.capture, which traces through modules",
-        )
+def _compute(node: Node, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
+        if module is not None:
+            return module(*args, **kwargs)
         if node.op.evaluate is not None:
             return node.op.evaluate(*args, **kwargs)
         return call_target(node, args, kwargs)

@@ -16,6 +16,7 @@ from torch import Tensor
 from autosp_ir.errors import PipelineError, SimulationError
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import OutputKind, Program, Stage
+from autosp_ir.pipeline.manager import PassManager
 from autosp_ir.sim.binding import Batch, InputBinder
 from autosp_ir.sim.interpreter import RankInterpreter
 from autosp_ir.sim.memory import MemoryMeter
@@ -152,8 +153,6 @@ def _with_gradients(program: Program) -> Program:
     wanted = any(spec.requires_grad for spec in program.signature.inputs)
     if program.stage is not Stage.FORWARD or not wanted:
         return program
-    from autosp_ir.pipeline.manager import PassManager
-
     try:
         # By its registered name: the core never imports the built-in passes.
         manager = PassManager("differentiate", verify=False)
@@ -162,8 +161,7 @@ def _with_gradients(program: Program) -> Program:
             "a forward program needs the pass `differentiate` for its gradients",
             hint="install the passes with the package, or call simulate(…, gradients=False)",
         ) from error
-    joint: Program = manager.run(program, mesh=program.mesh).program
-    return joint
+    return manager.run(program, mesh=program.mesh).program
 
 
 def _inputs(
