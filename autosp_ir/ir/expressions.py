@@ -6,6 +6,8 @@ import functools
 from typing import Any
 
 import sympy
+from sympy.core.relational import Relational
+from sympy.logic.boolalg import BooleanFunction
 
 from autosp_ir._torch_compat import symbolic_functions
 from autosp_ir.errors import UnsupportedError
@@ -76,7 +78,7 @@ def function_by_name(name: str) -> Any | None:
     if found is not None:
         return found
     found = getattr(sympy, name, None)
-    known = (sympy.Function, sympy.core.relational.Relational, sympy.logic.boolalg.BooleanFunction)
+    known = (sympy.Function, Relational, BooleanFunction)
     return found if isinstance(found, type) and issubclass(found, known) else None
 
 

@@ -16,8 +16,12 @@ from autosp_ir.ir.infer import infer_type
 from autosp_ir.ir.types import Type
 
 if TYPE_CHECKING:
+    import networkx as nx
+    from graphviz import Digraph
     from torch import Tensor, nn
     from torch.fx import GraphModule
+
+    from autosp_ir.viz.dot import Drawing
 
 
 class Stage(enum.StrEnum):
@@ -36,6 +40,7 @@ class InputKind(enum.StrEnum):
     CONSTANT = "constant"
     USER_INPUT = "input"
     TANGENT = "tangent"
+    SAVED = "saved"
 
 
 class OutputKind(enum.StrEnum):
@@ -44,6 +49,7 @@ class OutputKind(enum.StrEnum):
     USER_OUTPUT = "output"
     GRADIENT = "gradient"
     BUFFER_MUTATION = "mutation"
+    SAVED = "saved"
 
 
 @dataclass(frozen=True)
@@ -207,10 +213,63 @@ class Program:
 
         return export_graph(self)
 
+    def to_python(self) -> str:
+        """The program as a Python function over torch operators, with types as comments."""
+        from autosp_ir.emit.pycode import to_python  # emission imports Program
+
+        return to_python(self)
+
+    def to_networkx(self) -> nx.MultiDiGraph[str]:
+        """The dataflow as a networkx graph: one node per IR node, one edge per use."""
+        from autosp_ir.ir.network import to_networkx  # the view imports Program
+
+        return to_networkx(self)
+
+    def to_dot(self, module: str | None = None, depth: int | None = None) -> Digraph:
+        """The dataflow as Graphviz DOT, clustered by module.
+
+        Args:
+            module: Draw only this module and its direct neighbours.
+            depth: Draw modules nested deeper than this as one box each.
+        """
+        from autosp_ir.viz.dot import to_dot  # pictures import Program
+
+        return to_dot(self, module=module, depth=depth)
+
+    def show(self, module: str | None = None, depth: int | None = None) -> Drawing:
+        """The drawing of `to_dot`: an SVG in a notebook where Graphviz is installed, DOT source elsewhere."""
+        from autosp_ir.viz.dot import Drawing  # pictures import Program
+
+        return Drawing(self.to_dot(module, depth).source)
+
+    def to_json(self) -> str:
+        """The program as a JSON document that `from_json` reads back."""
+        from autosp_ir.ir.json_format import to_json  # the format imports Program
+
+        return to_json(self)
+
+    @staticmethod
+    def from_json(text: str) -> Program:
+        """The unbound program of a JSON document.
+
+        Raises:
+            ParseError: The document is malformed.
+        """
+        from autosp_ir.ir.json_format import from_json  # the format imports Program
+
+        return from_json(text)
+
     def __str__(self) -> str:
         from autosp_ir.ir.text import print_program  # the printer imports Program
 
         return print_program(self)
+
+    def __eq__(self, other: object) -> bool:
+        from autosp_ir.ir.text import structurally_equal  # the comparison imports Program
+
+        return isinstance(other, Program) and structurally_equal(self, other) is None
+
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return f"<Program {self.stage} of {len(self.graph)} nodes, mesh {self.mesh or 'none'}>"

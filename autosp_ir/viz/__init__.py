@@ -1,0 +1,1 @@
+"""Pictures of programs and of what passes did to them."""
