@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from autosp_ir.ir.program import Program
+from autosp_ir.ir.program import Program, Stage
+from autosp_ir.ir.verify import effect_order, verify_program
 from autosp_ir.pipeline.base import Pass
 from autosp_ir.pipeline.trace import PassRecord, Trace
 from autosp_ir.rewrite.events import RewriteEvent
@@ -36,19 +37,25 @@ class Verify(Instrument):
 
     def __init__(self) -> None:
         self._facts: frozenset[str] = frozenset()
+        self._stage = Stage.FORWARD
+        self._effects: tuple[str, ...] = ()
 
     def before_pipeline(self, program: Program, passes: Sequence[Pass]) -> None:
         """Verify the input, so that no pass is blamed for it."""
         program.verify()
 
     def before_pass(self, pass_: Pass, program: Program) -> None:
-        """Note the facts."""
+        """Note facts, stage and the order of effects."""
         self._facts = frozenset(program.facts)
+        self._stage = program.stage
+        self._effects = effect_order(program)
 
     def after_pass(self, pass_: Pass, program: Program, record: PassRecord) -> None:
         """Verify what the pass left."""
-        if record.modified or self._facts != program.facts:
-            program.verify()
+        if not record.modified and self._facts == program.facts:
+            return
+        # A pass that produces another stage makes a new graph, whose effects have other names.
+        verify_program(program, before=self._effects if program.stage is self._stage else None)
 
 
 class Timing(Instrument):

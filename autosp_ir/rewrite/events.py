@@ -48,7 +48,10 @@ def caller_location() -> str:
 
 @dataclass
 class EventLog:
-    """Gathers mutations into events: one per outermost `with`, or one per replacement outside any.
+    """Gathers mutations into events.
+
+    One event is an outermost `with` and the replacements and erasures that follow it, until something new is created;
+    a replacement for which nothing was created is an event of its own.
 
     Args:
         pass_name: The pass that rewrites.
@@ -59,6 +62,7 @@ class EventLog:
     listeners: Sequence[Listener] = ()
     _rule: str | None = None
     _depth: int = 0
+    _settled: bool = False
     _start: float = 0.0
     _created: dict[Node, None] = field(default_factory=dict)
     _changed: dict[Node, None] = field(default_factory=dict)
@@ -66,6 +70,8 @@ class EventLog:
 
     def created(self, node: Node) -> None:
         """Note a new node."""
+        if self._settled and self._depth == 0:
+            self.flush()
         self._begin()
         self._created[node] = None
 
@@ -86,8 +92,12 @@ class EventLog:
             self._removed[node.id] = None
 
     def settle(self) -> None:
-        """Close the event unless an enclosing `with` is still gathering."""
-        if self._depth == 0:
+        """Mark the end of a mutation: the event closes now, or with the next creation if it created something."""
+        if self._depth > 0:
+            return
+        if self._created:
+            self._settled = True
+        else:
             self.flush()
 
     def flush(self) -> None:
@@ -105,6 +115,7 @@ class EventLog:
                 listener(event)
         self._created, self._changed, self._removed = {}, {}, {}
         self._rule = None
+        self._settled = False
 
     def open(self, rule: str | None = None) -> None:
         """Enter a rewrite; everything until the matching `close` is one event."""
