@@ -6,6 +6,7 @@ real strides forbid is emitted as `reshape`, which has the same value.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import sympy
@@ -16,7 +17,9 @@ from autosp_ir.errors import AutoSPError, VerifyError
 from autosp_ir.ir.graph import Node, Value, map_values
 from autosp_ir.ir.types import Dim, NoneType, ScalarType, TensorType, TupleType, Type, type_of, without_layout
 
+# Types without symbols are the same under every mode; the others last as long as the mode that owns their symbols.
 _memo: dict[Any, Type] = {}
+_memo_of_mode: weakref.WeakKeyDictionary[FakeTensorMode, dict[Any, Type]] = weakref.WeakKeyDictionary()
 _SHAPE_ARGUMENTS = {"aten.view": "aten.reshape", "aten._unsafe_view": "aten.reshape"}
 
 
@@ -41,13 +44,24 @@ def infer_type(node: Node, fake_mode: FakeTensorMode) -> Type:
         return without_layout(node.op.infer(node))
     if isinstance(node.op.target, torch._ops.HigherOrderOperator):
         return without_layout(node.result.type)
-    key = _memo_key(node, fake_mode)
-    if key is not None and key in _memo:
-        return _memo[key]
+    key = _memo_key(node)
+    own = _memo_of_mode.setdefault(fake_mode, {})
+    found = _memo.get(key) or own.get(key)
+    if found is not None:
+        return found
     inferred = _run_on_fakes(node, fake_mode)
     if key is not None:
-        _memo[key] = inferred
+        symbolic = _has_symbols(inferred) or any(_has_symbols(v.type) for v in node.operands)
+        (own if symbolic else _memo)[key] = inferred
     return inferred
+
+
+def _has_symbols(kind: Type) -> bool:
+    if isinstance(kind, TensorType):
+        return not all(isinstance(extent, int) for extent in kind.shape)
+    if isinstance(kind, ScalarType):
+        return kind.expr is not None and bool(kind.expr.free_symbols)
+    return isinstance(kind, TupleType) and any(_has_symbols(e) for e in kind.elements)
 
 
 def _run_on_fakes(node: Node, fake_mode: FakeTensorMode) -> Type:
@@ -107,7 +121,7 @@ def _scalar(kind: ScalarType, fake_mode: FakeTensorMode) -> Any:
     return {"int": 1, "float": 1.0, "bool": True}[kind.kind]
 
 
-def _memo_key(node: Node, fake_mode: FakeTensorMode) -> Any:
+def _memo_key(node: Node) -> Any:
     def frozen(item: Any) -> Any:
         if isinstance(item, Value):
             return ("%", without_layout(item.type))
@@ -120,7 +134,7 @@ def _memo_key(node: Node, fake_mode: FakeTensorMode) -> Any:
         # 1, True and 1.0 are equal as keys but not as arguments.
         return (type(item), item)
 
-    key = (node.op.name, node.op.target, frozen(node.args), frozen(dict(node.kwargs)), fake_mode.shape_env)
+    key = (node.op.name, node.op.target, frozen(node.args), frozen(dict(node.kwargs)))
     try:
         hash(key)
     except TypeError:
