@@ -6,7 +6,8 @@ place with one message. Supported: torch 2.11 to 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -141,3 +142,76 @@ def force_fx_name(node: torch.fx.Node, name: str) -> None:
     """Give an FX node a name that its graph would have altered, such as one that hides a Python builtin."""
     node.name = name
     node.graph._graph_namespace._used_names.add(name)
+
+
+_UNSHARED_OUTPUTS = ("non_alias", "unsafe_view_alias", "custom_function_view")
+
+
+def trace_joint(
+    module: torch.fx.GraphModule, inputs: Sequence[Any], fake_mode: Any
+) -> tuple[torch.fx.GraphModule, list[int]]:
+    """Trace forward and backward of a graph as one flat ATen graph, by AOTAutograd.
+
+    Args:
+        module: A graph that takes flat arguments and returns a flat tuple.
+        inputs: Fake tensors and SymInts of `fake_mode`; `requires_grad` says which gradients to compute.
+        fake_mode: The mode that owns the inputs.
+
+    Returns:
+        The joint graph, whose placeholders and output carry `meta["desc"]` (read it with `describe_joint_value`), and
+        the positions of forward outputs that share storage with an input or another output: torch leaves those out
+        of the backward.
+    """
+    from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+    from torch._guards import TracingContext, tracing
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tracing(TracingContext(fake_mode)))
+        stack.enter_context(torch.enable_grad())
+        # The forward graph says every dtype; an ambient autocast would cast a second time.
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        joint = aot_export_joint_with_descriptors(stack, module, tuple(inputs))
+        outputs = joint._aot_state.fw_metadata.output_info
+        shared = [i for i, o in enumerate(outputs) if o.output_type.name not in _UNSHARED_OUTPUTS]
+        return joint.graph_module, shared
+
+
+def describe_joint_value(descriptor: Any) -> tuple[str, Any]:
+    """What an input or output of a joint graph stands for, as `(kind, target)`.
+
+    Returns:
+        `("input", i)` and `("output", i)` by position in the traced call, `("attribute", path)` for a parameter or
+        buffer of the traced module, `("tangent", described output)`, `("gradient", described input)`,
+        `("mutation", described input)`, or `("other", type name)`.
+    """
+    name = type(descriptor).__name__
+    if name in ("PlainAOTInput", "PlainAOTOutput"):
+        return ("input" if name == "PlainAOTInput" else "output"), descriptor.idx
+    if name in ("ParamAOTInput", "BufferAOTInput"):
+        return "attribute", descriptor.target
+    if name == "TangentAOTInput":
+        return "tangent", describe_joint_value(descriptor.output)
+    if name == "GradAOTOutput":
+        return "gradient", describe_joint_value(descriptor.grad_of)
+    if name == "InputMutationAOTOutput":
+        return "mutation", describe_joint_value(descriptor.mutated_input)
+    return "other", name
+
+
+def min_cut_saved_names(joint: torch.fx.GraphModule, forward_outputs: int, static_inputs: Sequence[int]) -> set[str]:
+    """The names of the values that torch's min-cut partitioner saves for the backward.
+
+    Args:
+        joint: A joint graph of which it may change anything: placeholders first, tangents with targets that contain
+            "tangents", one flat output tuple with the forward's outputs in front.
+        forward_outputs: How many of the outputs are the forward's.
+        static_inputs: Positions of parameters and buffers, which cost nothing to save.
+    """
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    _, backward = min_cut_rematerialization_partition(
+        joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
+    )
+    inputs = [n for n in backward.graph.nodes if n.op == "placeholder"]
+    return {n.name for n in inputs if "tangents" not in str(n.target)}
