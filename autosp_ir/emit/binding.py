@@ -1,0 +1,94 @@
+"""From logical mesh axes to the process groups of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from autosp_ir.errors import RuntimeMismatchError
+from autosp_ir.ir.program import Program
+
+
+@dataclass(frozen=True)
+class MeshBinding:
+    """The process groups that carry a program's mesh axes.
+
+    Args:
+        groups: Axis name to process group; axes of size 1 need none.
+        sizes: Axis name to size.
+    """
+
+    groups: Mapping[str, dist.ProcessGroup] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def group_name(self, axis: str) -> str:
+        """The c10d name of an axis's group; the logical name when the axis has one rank."""
+        group = self.groups.get(axis)
+        return axis if group is None else group.group_name
+
+
+def bind_mesh(program: Program, mesh: DeviceMesh | None) -> MeshBinding:
+    """Find the groups of every axis of a program's mesh.
+
+    Args:
+        program: The program; its mesh names axes and sizes.
+        mesh: A device mesh with named dimensions; None when all ranks are the program's only axis.
+
+    Raises:
+        RuntimeMismatchError: No process group runs, an axis is missing, or a size differs.
+    """
+    wanted = {axis: size for axis, size in program.mesh.items() if size > 1}
+    if not wanted:
+        return MeshBinding({}, dict(program.mesh))
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeMismatchError(
+            f"the program needs {wanted} ranks, but torch.distributed is not initialized",
+            hint="start the script with torchrun and call torch.distributed.init_process_group(), "
+            "or run every rank in this process with autosp_ir.simulate(program, batch)",
+        )
+    groups = _of_world(wanted) if mesh is None else {a: _of_mesh(a, size, mesh) for a, size in wanted.items()}
+    return MeshBinding(groups, dict(program.mesh))
+
+
+def _of_world(wanted: Mapping[str, int]) -> dict[str, dist.ProcessGroup]:
+    axis, size = next(iter(wanted.items()))
+    world = dist.get_world_size()
+    if len(wanted) > 1 or size != world:
+        raise RuntimeMismatchError(
+            f"the program is written for {dict(wanted)} ranks, but {world} are running",
+            hint=f"start {size} ranks, partition for {world}, or pass mesh= with these axes",
+        )
+    group = dist.group.WORLD
+    return {axis: group} if group is not None else {}
+
+
+def _of_mesh(axis: str, size: int, mesh: DeviceMesh) -> dist.ProcessGroup:
+    names = mesh.mesh_dim_names or ()
+    if axis not in names:
+        raise RuntimeMismatchError(
+            f"the device mesh has axes {list(names) or 'without names'}, but the program uses {axis!r}",
+            hint=f'make it with init_device_mesh(..., mesh_dim_names=(..., "{axis}"))',
+        )
+    if mesh[axis].size() != size:
+        raise RuntimeMismatchError(
+            f"the program is written for {size} ranks on {axis!r}, the device mesh has {mesh[axis].size()}",
+            hint="partition the model for this mesh, or start the number of ranks that the program names",
+        )
+    return mesh.get_group(axis)
+
+
+def bind_axes(program: Program, binding: MeshBinding) -> Program:
+    """A copy of a program whose collectives name the process groups of a run in place of logical axes."""
+    bound = program.clone()
+    for node in bound.graph.nodes:
+        schema = node.op.schema
+        if schema is None:
+            continue
+        for name in ("axis", "group_name"):
+            axis = node.arg(name) if any(a.name == name for a in schema.arguments) else None
+            if isinstance(axis, str) and axis in binding.sizes:
+                node.set_args(*node.with_arg(name, binding.group_name(axis)))
+    return bound

@@ -1,0 +1,248 @@
+"""`emit` and `parallelize`: from a program, or from a model, to a module that runs on this rank."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, fx, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from autosp_ir.capture.info import CaptureInfo
+from autosp_ir.capture.program import capture
+from autosp_ir.emit.binding import bind_mesh
+from autosp_ir.emit.module import make_module
+from autosp_ir.emit.runtime import FixedRuntime, ProgramRunner, RecapturingRuntime
+from autosp_ir.emit.step import EmittedStep
+from autosp_ir.errors import PipelineError, RuntimeMismatchError, UnsupportedError
+from autosp_ir.ir.program import Program, Stage
+from autosp_ir.pipeline.base import Pass
+from autosp_ir.pipeline.manager import PassManager
+
+Backend = Literal["inductor", "aot_eager", "eager"]
+GradSync = Literal["in_graph", "external"]
+
+DEFAULT_PIPELINE = (
+    "canonicalize,pad-tokens,token-partition,ulysses,differentiate,remat{policy=min-cut},grad-sync,lower-comm"
+)
+"""The pipeline that `parallelize` runs."""
+
+_FINISHING = ("differentiate", "remat", "grad-sync", "lower-comm")
+_BACKENDS = ("inductor", "aot_eager", "eager")
+_logger = logging.getLogger("autosp_ir.emit")
+
+
+def emit(program: Program, mesh: DeviceMesh | None = None, backend: Backend = "aot_eager") -> nn.Module:
+    """Emit a captured program as a module that shares the captured model's parameters.
+
+    Args:
+        program: A program from `capture`, rewritten by passes. A forward program is differentiated and lowered first,
+            unless the backend is `eager`.
+        mesh: A device mesh that has the program's axes; None when all ranks are its only axis.
+        backend: `eager` runs a forward program under autograd; `aot_eager` runs the joint program's ATen graphs,
+            `inductor` compiles them.
+
+    Returns:
+        The model with another forward: same signature and output type, same parameters.
+
+    Raises:
+        UnsupportedError: The program cannot run: attention is unresolved, it was not captured from a model, or the
+            backend does not exist.
+        RuntimeMismatchError: The running ranks do not match the program's mesh.
+    """
+    info = _capture_info(program)
+    runner = make_runner(program, mesh, backend)
+    return make_module(info.model, FixedRuntime(runner, info))
+
+
+def _capture_info(program: Program) -> CaptureInfo:
+    if isinstance(program.capture, CaptureInfo):
+        return program.capture
+    raise UnsupportedError(
+        "the program was not captured from a model, so it has no forward to stand in for",
+        hint="start from air.capture(model, batch), or run the program with air.simulate",
+    )
+
+
+def make_runner(program: Program, mesh: DeviceMesh | None, backend: Backend) -> ProgramRunner:
+    """Emit a program and bind it to the running process groups; see `emit`."""
+    _check_backend(backend)
+    check_emittable(program)
+    ready = program
+    if backend != "eager" and program.stage is not Stage.LOWERED:
+        ready = finish(program)
+    binding = bind_mesh(ready, mesh)
+    compiler = _inductor if backend == "inductor" else None
+    return ProgramRunner(ready, EmittedStep(ready, binding, compiler), binding)
+
+
+def _inductor(graph: fx.GraphModule) -> Callable[..., Any]:
+    """Compile one side of a step with Inductor; shapes are those of the program."""
+    compiled: Callable[..., Any] = torch.compile(graph, dynamic=False, fullgraph=True)
+    return compiled
+
+
+def check_emittable(program: Program) -> None:
+    """Refuse a program in which attention over cut tokens was never resolved.
+
+    Raises:
+        UnsupportedError: An attention still reads token shards.
+    """
+    from autosp_ir.comm.layout import check_emittable as check
+
+    check(program)
+
+
+def finish(program: Program) -> Program:
+    """Run the passes that a program still needs to be emitted: differentiation, saved values, lowering."""
+    names = _FINISHING if program.stage is Stage.FORWARD else _FINISHING[1:]
+    missing = [n for n in names if n not in program.info.get("passes", [])]
+    return PassManager(",".join(missing)).run(program, mesh=program.mesh).program
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in _BACKENDS:
+        raise UnsupportedError(f"there is no backend {backend!r}", hint=f"choose one of {', '.join(_BACKENDS)}")
+
+
+def parallelize(
+    model: nn.Module,
+    batch: Mapping[str, Any] | Sequence[Any],
+    mesh: DeviceMesh | None = None,
+    sp_axis: str = "sp",
+    pipeline: str | Sequence[Pass] | None = None,
+    backend: Backend = "inductor",
+    seq_dims: Mapping[str, int] | None = None,
+    outputs: Sequence[str] | None = None,
+    loss_fn: Callable[..., Tensor] | None = None,
+    dynamic: bool | None = None,
+    strict: bool = False,
+    memory_budget: float | None = None,
+    grad_sync: GradSync = "in_graph",
+    rng: str = "per_rank",
+) -> nn.Module:
+    """Spread one sequence of a model's training step over the ranks of a mesh axis.
+
+    Args:
+        model: Any module; its parameters stay where they are and are trained as before.
+        batch: One full example batch: a dict of keyword arguments, or a tuple. Every rank of one `sp_axis` group
+            passes the same full batch, here and in every step.
+        mesh: Device mesh; None makes all running ranks one `sp_axis`. Its other axes are data axes.
+        sp_axis: The mesh axis that shares one sequence.
+        pipeline: Passes to run; `DEFAULT_PIPELINE` when None.
+        backend: `aot_eager`, `eager` or `inductor`.
+        seq_dims: Token dimension of each input, such as `{"input_ids": 1}`; inferred when None.
+        outputs: Names of outputs to keep; None keeps the loss if there is one, else everything.
+        loss_fn: `loss_fn(outputs, batch)` for a loss outside the model.
+        dynamic: None captures again for a new length, True captures the length as a symbol, False refuses others.
+        strict: Refuse an operation that cannot keep its tokens sharded, instead of running it replicated.
+        memory_budget: Bytes a rank may use.
+        grad_sync: `in_graph` returns the complete gradient on every rank; `external` leaves the sum to DDP or FSDP.
+        rng: How random operations draw.
+
+    Returns:
+        The model with another forward; `step(**batch).loss.backward()` gives the dense model's gradients.
+
+    Raises:
+        CaptureError: The model or batch cannot be captured.
+        UnsupportedError: Something in the model cannot be rewritten soundly.
+        RuntimeMismatchError: The running ranks do not match the mesh.
+    """
+    _check_backend(backend)
+    _refuse_unbuilt(memory_budget, rng)
+    size = _axis_size(mesh, sp_axis)
+    manager = PassManager(_pipeline(pipeline, backend, sp_axis, grad_sync))
+
+    def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ProgramRunner, CaptureInfo]:
+        example: Any = kwargs if not args else (args if not kwargs else _as_mapping(model, args, kwargs))
+        program = capture(
+            model,
+            example,
+            seq_dims=dict(seq_dims) if seq_dims is not None else None,
+            outputs=list(outputs) if outputs is not None else None,
+            loss_fn=loss_fn,
+            dynamic=bool(dynamic),
+        )
+        result = manager.run(program, mesh={sp_axis: size}, strict=strict)
+        for remark in result.remarks:
+            if remark.kind == "missed":
+                _logger.warning("%s", remark)
+        return make_runner(result.program, mesh, backend), _capture_info(result.program)
+
+    runtime = RecapturingRuntime(build, recapture=dynamic is not False)
+    args, kwargs = ((), dict(batch)) if isinstance(batch, Mapping) else (_positional(batch), {})
+    runtime.prepare(model, args, kwargs)
+    return make_module(model, runtime)
+
+
+def _positional(batch: Any) -> tuple[Any, ...]:
+    return (batch,) if isinstance(batch, Tensor) else tuple(batch)
+
+
+def _as_mapping(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    import inspect
+
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def _refuse_unbuilt(memory_budget: float | None, rng: str) -> None:
+    if memory_budget is not None:
+        raise UnsupportedError(
+            "memory_budget is not supported yet", hint="choose a pipeline with remat{policy=min-cut} instead"
+        )
+    if rng != "per_rank":
+        raise UnsupportedError(f"rng={rng!r} is not supported", hint='use rng="per_rank"; random operations are refused')
+
+
+def _axis_size(mesh: DeviceMesh | None, axis: str) -> int:
+    if mesh is None:
+        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else _unstarted_world()
+    names = mesh.mesh_dim_names or ()
+    if axis not in names:
+        raise RuntimeMismatchError(
+            f"the device mesh has axes {list(names) or 'without names'}, none called {axis!r}",
+            hint=f'make it with init_device_mesh(..., mesh_dim_names=(..., "{axis}")), or pass sp_axis=',
+        )
+    return int(mesh[axis].size())
+
+
+def _unstarted_world() -> int:
+    """One rank, unless a launcher started several and nobody called init_process_group."""
+    import os
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 1
+    raise RuntimeMismatchError(
+        f"WORLD_SIZE is {world}, but torch.distributed is not initialized",
+        hint="call torch.distributed.init_process_group() before parallelize()",
+    )
+
+
+def _pipeline(
+    pipeline: str | Sequence[Pass] | None, backend: Backend, axis: str, grad_sync: GradSync
+) -> list[Pass]:
+    chosen = pipeline if pipeline is not None else default_pipeline(axis, grad_sync)
+    passes = list(PassManager(chosen).passes)
+    if backend != "eager":
+        return passes
+    if grad_sync == "external":
+        raise PipelineError(
+            'grad_sync="external" is a rewrite of the joint program, which backend="eager" does not build',
+            hint='use backend="aot_eager"',
+        )
+    # Autograd differentiates what the eager backend runs, so the pipeline ends with the forward program.
+    return [p for p in passes if p.stages() == (Stage.FORWARD,) and p.stage_after(Stage.FORWARD) is Stage.FORWARD]
+
+
+def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph") -> str:
+    """`DEFAULT_PIPELINE` for another axis name or gradient synchronisation."""
+    text = DEFAULT_PIPELINE.replace("grad-sync", f"grad-sync{{mode={grad_sync}}}" if grad_sync != "in_graph" else "grad-sync")
+    if axis == "sp":
+        return text
+    for name in ("pad-tokens", "token-partition", "ulysses"):
+        text = text.replace(name, f"{name}{{axis={axis}}}")
+    return text

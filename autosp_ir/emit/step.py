@@ -1,0 +1,214 @@
+"""One emitted program: flat tensors in, named outputs out, gradients through autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from autosp_ir.emit.binding import MeshBinding, bind_axes
+from autosp_ir.emit.fx_export import executable
+from autosp_ir.emit.split import SplitJoint, split_joint
+from autosp_ir.errors import RuntimeMismatchError
+from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, Program, Signature, Stage
+
+Compiler = Callable[[fx.GraphModule], Callable[..., Any]]
+"""Turns an ATen graph into something that runs it."""
+
+
+def _as_is(graph: fx.GraphModule) -> Callable[..., Any]:
+    return graph
+
+
+class EmittedStep:
+    """Runs a program on this rank.
+
+    Args:
+        program: A forward program (run under autograd), or a joint or lowered one (split into two graphs).
+        binding: The process groups of the program's axes.
+        compiler: Applied to each ATen graph of a joint program; None runs the graphs as they are.
+    """
+
+    def __init__(self, program: Program, binding: MeshBinding, compiler: Compiler | None = None) -> None:
+        self.signature: Signature = program.signature
+        self.constants = {
+            s.target: program.tensors[s.target] for s in program.signature.inputs if s.kind is InputKind.CONSTANT
+        }
+        bound = bind_axes(program, binding)
+        self._runner = _ForwardRunner(bound) if bound.stage is Stage.FORWARD else _JointRunner(bound, compiler)
+
+    def __call__(self, tensors: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Run one step's forward.
+
+        Args:
+            tensors: Parameters and buffers by canonical name.
+            inputs: User inputs by name.
+
+        Returns:
+            The program's outputs by name. Buffers that the model mutates are written.
+        """
+        results = self._runner.run(self._flat(tensors, inputs))
+        outputs: dict[str, Any] = {}
+        for spec, value in results:
+            if spec.kind is OutputKind.BUFFER_MUTATION:
+                with torch.no_grad():
+                    tensors[spec.target].copy_(value)
+            elif spec.kind is OutputKind.USER_OUTPUT:
+                outputs[spec.target] = value
+        return outputs
+
+    def _flat(self, tensors: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        sources: dict[InputKind, Mapping[str, Tensor]] = {
+            InputKind.PARAMETER: tensors,
+            InputKind.BUFFER: tensors,
+            InputKind.CONSTANT: self.constants,
+            InputKind.USER_INPUT: inputs,
+        }
+        flat = []
+        for spec in self.signature.inputs:
+            if spec.kind is InputKind.TANGENT:
+                continue
+            tensor = sources[spec.kind].get(spec.target)
+            if tensor is None:
+                raise RuntimeMismatchError(
+                    f"the program's {spec.kind} {spec.target!r} was not given",
+                    hint="call the step with the arguments of the captured batch, on the captured model",
+                )
+            flat.append(tensor)
+        return flat
+
+
+class _ForwardRunner:
+    """A forward program under autograd."""
+
+    def __init__(self, program: Program) -> None:
+        self._outputs = program.signature.outputs
+        self._graph = executable(program)
+
+    def run(self, flat: Sequence[Tensor]) -> list[tuple[Any, Any]]:
+        return list(zip(self._outputs, self._graph(*flat), strict=True))
+
+
+class _JointRunner:
+    """A joint program as one autograd node."""
+
+    def __init__(self, program: Program, compiler: Compiler | None) -> None:
+        inputs = [s for s in program.signature.inputs if s.kind is not InputKind.TANGENT]
+        self._function = _SplitFunction(split_joint(program), inputs, compiler or _as_is)
+
+    def run(self, flat: Sequence[Tensor]) -> list[tuple[Any, Any]]:
+        function = self._function
+        if torch.is_grad_enabled() and function.differentiable:
+            values = _TrainingStep.apply(function, *flat)
+        else:
+            values, _ = function.forward(flat)
+        return list(zip(function.outputs, values, strict=True))
+
+
+class _SplitFunction:
+    """The two graphs of a step and how values travel between them."""
+
+    def __init__(self, split: SplitJoint, inputs: Sequence[InputSpec], compiler: Compiler) -> None:
+        self.outputs = [s for s in split.forward.signature.outputs if s.kind is not OutputKind.SAVED]
+        self._kept = [s.kind is not OutputKind.SAVED for s in split.forward.signature.outputs]
+        self._order = [(s.kind, s.target) for s in inputs]
+        self._forward = compiler(executable(split.forward))
+        self._forward_inputs = self._positions(split.forward)
+        self._saved_names = [s.name for s in split.forward.signature.outputs if s.kind is OutputKind.SAVED]
+        self._backward = compiler(executable(split.backward)) if split.backward is not None else None
+        self._backward_inputs = list(split.backward.signature.inputs) if split.backward is not None else []
+        self._gradients = self._gradient_positions(split.backward)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether there is anything to differentiate."""
+        return self._backward is not None and bool(self._gradients)
+
+    def _positions(self, program: Program) -> list[int]:
+        index = {key: i for i, key in enumerate(self._order)}
+        return [index[(s.kind, s.target)] for s in program.signature.inputs]
+
+    def _gradient_positions(self, backward: Program | None) -> dict[int, int]:
+        """Position among the step's inputs -> position among the backward's outputs."""
+        if backward is None:
+            return {}
+        trainable = {
+            target: i
+            for i, (kind, target) in enumerate(self._order)
+            if kind in (InputKind.PARAMETER, InputKind.USER_INPUT)
+        }
+        gradients = [s for s in backward.signature.outputs if s.kind is OutputKind.GRADIENT]
+        return {trainable[s.target]: i for i, s in enumerate(gradients)}
+
+    def forward(self, flat: Sequence[Tensor]) -> tuple[tuple[Any, ...], list[Any]]:
+        """Outputs, and what the backward wants of the forward."""
+        with torch.no_grad():
+            results = self._forward(*[flat[i] for i in self._forward_inputs])
+        kept = tuple(r for r, k in zip(results, self._kept, strict=True) if k)
+        return kept, [r for r, k in zip(results, self._kept, strict=True) if not k]
+
+    def backward(self, flat: Sequence[Any], saved: Sequence[Any], tangents: Mapping[str, Any]) -> list[Any]:
+        """Gradients of the step's inputs, None where there is none."""
+        if self._backward is None:
+            return [None] * len(self._order)
+        by_name = dict(zip(self._saved_names, saved, strict=True))
+        index = {key: i for i, key in enumerate(self._order)}
+        args = []
+        for spec in self._backward_inputs:
+            if spec.kind is InputKind.TANGENT:
+                args.append(tangents[spec.target])
+            elif spec.kind is InputKind.SAVED:
+                args.append(by_name[spec.target])
+            else:
+                args.append(flat[index[(spec.kind, spec.target)]])
+        results = self._backward(*args)
+        return [results[self._gradients[i]] if i in self._gradients else None for i in range(len(self._order))]
+
+
+class _TrainingStep(torch.autograd.Function):
+    """Autograd's view of a step: one node from parameters and inputs to outputs."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, function: _SplitFunction, *flat: Tensor) -> Any:
+        values, saved = function.forward(flat)
+        tensors = [s for s in saved if isinstance(s, Tensor)]
+        ctx.function = function  # type: ignore[attr-defined]
+        ctx.scalars = [None if isinstance(s, Tensor) else s for s in saved]  # type: ignore[attr-defined]
+        ctx.is_tensor = [isinstance(s, Tensor) for s in saved]  # type: ignore[attr-defined]
+        ctx.inputs = len(flat)  # type: ignore[attr-defined]
+        ctx.save_for_backward(*flat, *tensors)
+        values = tuple(_fresh(v, flat) for v in values)
+        ctx.mark_non_differentiable(*[v for v in values if isinstance(v, Tensor) and not v.is_floating_point()])
+        ctx.dtypes = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else None for v in values]  # type: ignore[attr-defined]
+        ctx.set_materialize_grads(False)
+        return values
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        function: _SplitFunction = ctx.function
+        flat = ctx.saved_tensors[: ctx.inputs]
+        tensors = iter(ctx.saved_tensors[ctx.inputs :])
+        saved = [next(tensors) if t else s for t, s in zip(ctx.is_tensor, ctx.scalars, strict=True)]
+        tangents = {
+            spec.target: _tangent(grad, described)
+            for spec, grad, described in zip(function.outputs, grads, ctx.dtypes, strict=True)
+            if described is not None
+        }
+        return (None, *function.backward(flat, saved, tangents))
+
+
+def _fresh(value: Any, inputs: Sequence[Tensor]) -> Any:
+    """A custom function may not return one of its inputs."""
+    return value.clone() if isinstance(value, Tensor) and any(value is i for i in inputs) else value
+
+
+def _tangent(grad: Tensor | None, described: tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
+    shape, dtype, device = described
+    if grad is None:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # The backward was traced for contiguous tangents.
+    return grad.contiguous()

@@ -1,0 +1,150 @@
+"""`token-partition`: one program for one device becomes the program of one rank, cut along the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autosp_ir.errors import PassError
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.program import InputKind, Program
+from autosp_ir.ir.types import INVARIANT, Dim, Partial, Placement, Shard, TupleType, map_tensors
+from autosp_ir.pipeline.base import Pass, PassContext
+
+from autosp_passes._means import split_means
+from autosp_passes._token_walk import Result, TokenWalk, check_mesh_axis
+
+_TOKENS = Shard(2)
+
+
+class TokenPartition(Pass):
+    """Cut every token-wise value over a mesh axis.
+
+    Integer index arithmetic (positions, the label shift, padding) stays whole and is cut at the last cheap point.
+    Parameters that meet sharded work pass through `autosp.invariant_to_replicate`, so their gradients are complete.
+    A mean over tokens becomes a local sum over the global count. An operation that cannot keep the shard gathers its
+    operands and runs replicated, with a remark; `strict` refuses it instead. Attention over cut tokens is left
+    unresolved for a strategy pass such as `ulysses`.
+    """
+
+    name = "token-partition"
+    stage = "forward"
+    requires = frozenset({"canonical"})
+    provides = frozenset({"token-partitioned"})
+    conflicts = frozenset({"token-partitioned"})
+
+    class Options(Pass.Options):
+        """Options of `token-partition`."""
+
+        axis: str = "sp"
+        """Mesh axis that holds the token shards."""
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Rewrite `program` in place.
+
+        Raises:
+            PassError: The mesh has no such axis, or the token count is not divisible by its size.
+        """
+        axis = self.options.axis
+        size = check_mesh_axis(ctx, axis, self.name)
+        _check_divisible(program, size)
+        program.mesh = dict(ctx.mesh)
+        split_means(program, ctx.rewriter(program))
+        PartitionWalk(program, ctx, axis, size).run()
+        program.info["sp_axis"] = axis
+
+
+def _check_divisible(program: Program, size: int) -> None:
+    for spec in program.signature.inputs:
+        dim = program.info.get("seq_dims", {}).get(spec.target)
+        if spec.kind is not InputKind.USER_INPUT or dim is None or "padded" in program.facts:
+            continue
+        extent = program.graph.value(spec.name).tensor_type.shape[dim]
+        if not isinstance(extent, int) or extent % size:
+            raise PassError(
+                f"{spec.target} has {extent} tokens, which {size} ranks do not divide",
+                pass_name="token-partition",
+                hint="run pad-tokens before token-partition",
+            )
+
+
+class PartitionWalk(TokenWalk):
+    """The token walk whose shards are slices on ranks."""
+
+    def enter(self, value: Value, shard: Shard, *, fill: float | None, before: Node) -> Value:
+        """Own slice of a whole value."""
+        del fill
+        opened, dim = self.blocked(value, shard, before=before)
+        cut = self.op("autosp.shard", opened, dim, self.axis, self.size, before=before, origin=value.producer)
+        return self.unblocked(cut, value, shard, before=before)
+
+    def leave(self, value: Value, placement: Placement, *, before: Node) -> Value:
+        """All-gather a shard, or sum a partial value."""
+        origin = value.producer
+        if isinstance(placement, Partial):
+            return self.op("autosp.all_reduce", value, self.axis, self.size, before=before, origin=origin)
+        shard = placement if isinstance(placement, Shard) else Shard(0)
+        opened, dim = self.blocked(value, shard, before=before)
+        gathered = self.op("autosp.all_gather", opened, dim, self.axis, self.size, before=before, origin=origin)
+        return self.unblocked(gathered, value, shard, before=before)
+
+    def replicated(self, value: Value, *, before: Node) -> Value:
+        """A whole value used in rank-dependent work: its gradient is summed over ranks."""
+        return self.op(
+            "autosp.invariant_to_replicate", value, self.axis, self.size, before=before, origin=value.producer
+        )
+
+    def scaled(self, extent: Any, *, before: Node) -> Any:
+        """One rank's part of a global extent."""
+        if isinstance(extent, int):
+            return extent // self.size
+        return self.op("operator.floordiv", extent, self.size, before=before, origin=before)
+
+    def local_extent(self, extent: Dim) -> Dim:
+        """One rank's part of a global extent."""
+        return extent // self.size
+
+    def accepts(self, node: Node, placements: Mapping[Value, Placement], result: Result) -> bool:
+        """Start sharding only where something stays sharded; a sum over tokens that nothing cut yet stays whole."""
+        parts = result if isinstance(result, tuple) else (result,)
+        already = any(self._moved(v) for v in self.tensors(node))
+        return already or any(isinstance(p, Shard) for p in parts)
+
+    def typed(self, kind: Any, result: Result) -> Any:
+        """The type with the placement on this axis."""
+        if isinstance(kind, TupleType):
+            parts = result if isinstance(result, tuple) else (result,) * len(kind.elements)
+            return TupleType(tuple(self.typed(k, p) for k, p in zip(kind.elements, parts, strict=True)))
+        if not isinstance(result, Placement):
+            return kind
+        return map_tensors(kind, lambda t: t.on_axis(self.axis, result))
+
+    def visit_special(self, node: Node) -> bool:
+        """Attention over tokens stays unresolved; sizes of cut values are those of the whole."""
+        if node.is_op("autosp.attention"):
+            return self._visit_attention(node)
+        if node.is_op("aten.sym_size.int"):
+            return self.visit_size(node)
+        return False
+
+    def _visit_attention(self, node: Node) -> bool:
+        qkv = [node.arg("q"), node.arg("k"), node.arg("v")]
+        lengths = [self.global_type(v).shape[2] for v in qkv]
+        over_tokens = all(self._runs_over_tokens(v) for v in qkv)
+        if not over_tokens or any(n != lengths[0] for n in lengths):
+            return False
+        # Masks and segment ids stay whole: a strategy pass decides what each rank needs of them.
+        placements: dict[Value, Placement] = dict.fromkeys(qkv, _TOKENS)
+        for value in self.tensors(node):
+            if value in placements:
+                continue
+            whole = self.form(value, INVARIANT, before=node)
+            if whole is not value:
+                self.substitute(node, value, whole)
+        self.apply(node, placements, (_TOKENS, _TOKENS))
+        return True
+
+    def _runs_over_tokens(self, value: Value) -> bool:
+        return self.placement(value) == _TOKENS or _TOKENS in self.factors_of(value)
+
+

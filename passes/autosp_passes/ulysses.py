@@ -1,0 +1,158 @@
+"""`ulysses`: resolve attention over token shards with all-to-alls that trade tokens for heads.
+
+Jacobs et al., "DeepSpeed Ulysses", arXiv 2309.14509. Each rank attends over the whole sequence with its own heads.
+Keys and values travel unexpanded; where there are fewer of their heads than ranks they are replicated just enough.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from autosp_ir.errors import UnsupportedError
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.program import Program
+from autosp_ir.ir.types import Shard
+from autosp_ir.pipeline.base import Pass, PassContext
+from autosp_ir.rewrite.rewriter import Rewriter
+
+from autosp_passes._token_walk import check_mesh_axis
+
+_HEADS, _TOKENS = 1, 2
+
+
+class Ulysses(Pass):
+    """Insert the all-to-alls of Ulysses sequence parallelism around every attention over cut tokens.
+
+    q, k and v go from token shards to head shards, the output comes back. `fuse=qkv` sends q, k and v in one
+    collective, `fuse=none` in three.
+    """
+
+    name = "ulysses"
+    stage = "forward"
+    requires = frozenset({"token-partitioned"})
+    provides = frozenset({"attention-resolved"})
+    conflicts = frozenset({"attention-resolved"})
+
+    class Options(Pass.Options):
+        """Options of `ulysses`."""
+
+        fuse: Literal["none", "qkv"] = "none"
+        """One collective for q, k and v (`qkv`), or three (`none`)."""
+        axis: str | None = None
+        """Mesh axis; None takes the one that token-partition used."""
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Rewrite `program` in place.
+
+        Raises:
+            UnsupportedError: The query heads are not divisible by the axis.
+        """
+        axis = self.options.axis or str(program.info.get("sp_axis", "sp"))
+        size = check_mesh_axis(ctx, axis, self.name)
+        rewriter = ctx.rewriter(program)
+        for node in program.find("autosp.attention"):
+            if node.arg("q").tensor_type.layout[axis] != Shard(_TOKENS):
+                continue
+            _Exchange(node, rewriter, axis, size, self.options.fuse == "qkv").run()
+            ctx.remark("applied", node, f"attention over {axis} by all-to-all, {size} ranks")
+            ctx.count("attentions", 1)
+        rewriter.dead_code()
+
+
+class _Exchange:
+    """The rewrite of one attention node."""
+
+    def __init__(self, node: Node, rewriter: Rewriter, axis: str, size: int, fuse: bool) -> None:
+        self.node, self.rewriter, self.axis, self.size, self.fuse = node, rewriter, axis, size, fuse
+        self.q, self.k, self.v = node.arg("q"), node.arg("k"), node.arg("v")
+
+    def run(self) -> None:
+        """Replace the node."""
+        self._check_heads()
+        with self.rewriter.before(self.node):
+            q, k, v = self._exchanged()
+            extra = {"bias": self._bias(), "segment_ids": self.node.arg("segment_ids")}
+            attributes = {n: self.node.arg(n) for n in ("causal", "window", "q_offset", "kv_offset", "scale")}
+            pair = self._op("autosp.attention", q, k, v, **self._set(extra), **self._set(attributes))
+            out = self._back(pair, 0)
+            lse = self._back(pair, 1) if self._lse_is_read() else None
+        for reader in list(self.node.users):
+            self.rewriter.replace(reader, out if reader.args[1] == 0 else lse or out)
+        self.rewriter.erase(self.node)
+
+    def _check_heads(self) -> None:
+        heads = self.q.tensor_type.shape[_HEADS]
+        if heads % self.size:
+            raise UnsupportedError(
+                f"{heads} query heads cannot be spread over {self.size} ranks",
+                node=self.node,
+                hint=f"use a number of ranks that divides {heads}, or another attention strategy",
+            )
+
+    def _op(self, name: str, *args: Any, **kwargs: Any) -> Value:
+        return self.rewriter.create(name, args, kwargs, origin_from=self.node)
+
+    def _set(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in arguments.items() if v is not None}
+
+    def _exchanged(self) -> tuple[Value, Value, Value]:
+        shared = self.k is self.v
+        k = self._replicated_heads(self.k)
+        v = k if shared else self._replicated_heads(self.v)
+        if self.fuse and not shared and self._fusible(k, v):
+            return self._fused(self.q, k, v)
+        q = self._to_heads(self.q)
+        k = self._to_heads(k)
+        return q, k, k if shared else self._to_heads(v)
+
+    def _to_heads(self, value: Value) -> Value:
+        return self._op("autosp.all_to_all", value, _HEADS, _TOKENS, self.axis, self.size)
+
+    def _back(self, pair: Value, index: int) -> Value:
+        element = self._op("operator.getitem", pair, index)
+        return self._op("autosp.all_to_all", element, _TOKENS, _HEADS, self.axis, self.size)
+
+    def _lse_is_read(self) -> bool:
+        return any(reader.args[1] == 1 for reader in self.node.users)
+
+    def _replicated_heads(self, value: Value) -> Value:
+        """Repeat key/value heads until the axis divides them: `lcm(heads, ranks)`, which divides the query heads."""
+        heads = value.tensor_type.shape[_HEADS]
+        repeat = self.size // math.gcd(heads, self.size)
+        if repeat == 1:
+            return value
+        batch, _, _, width = value.tensor_type.shape
+        opened = self._op("aten.unsqueeze", value, 2)
+        spread = self._op("aten.expand", opened, [-1, -1, repeat, -1, -1])
+        return self._op("aten.reshape", spread, [batch, heads * repeat, -1, width])
+
+    def _fusible(self, k: Value, v: Value) -> bool:
+        kinds = [x.tensor_type for x in (self.q, k, v)]
+        return all(t.dtype == kinds[0].dtype and t.shape[3] == kinds[0].shape[3] for t in kinds)
+
+    def _fused(self, q: Value, k: Value, v: Value) -> tuple[Value, Value, Value]:
+        """Send [q heads | k heads | v heads] of each rank in one collective."""
+        parts = []
+        for value in (q, k, v):
+            batch, heads, _, width = value.tensor_type.shape
+            parts.append(self._op("aten.reshape", value, [batch, self.size, heads // self.size, -1, width]))
+        joined = self._op("aten.cat", parts, 2)
+        moved = self._op("autosp.all_to_all", joined, 1, 3, self.axis, self.size)
+        received, start = [], 0
+        for part in parts:
+            batch, _, heads, _, width = part.tensor_type.shape
+            cut = self._op("aten.slice.Tensor", moved, 2, start, start + heads)
+            received.append(self._op("aten.reshape", cut, [batch, heads, -1, width]))
+            start += heads
+        return received[0], received[1], received[2]
+
+    def _bias(self) -> Value | None:
+        """The bias that this rank's heads read: a bias with a head dimension follows its heads."""
+        bias: Value | None = self.node.arg("bias")
+        if bias is None or bias.tensor_type.ndim < 3:
+            return bias
+        head_dim = bias.tensor_type.ndim - 3
+        if bias.tensor_type.shape[head_dim] == 1:
+            return bias
+        return self._op("autosp.shard", bias, head_dim, self.axis, self.size)
