@@ -1,0 +1,120 @@
+"""`lower-comm`: layout operators become asynchronous collectives and plain shape operations.
+
+The collectives of `_c10d_functional` work on dimension 0. Around each one the blocks of the ranks are therefore moved
+outermost, to `[ranks, …]`, so that the permutes fuse into their neighbours:
+
+    all_to_all(x, split, concat):  view […, P, n, …]  permute [P, …]  start  wait  permute […, P, m, …]  view
+
+Each wait directly follows its start: the program order stays, and moving the two apart is a scheduling decision.
+Group names stay logical, and what reads the rank (`shard`, `axis_index`) or names its peers (`permute`) stays an
+`autosp::` operator: real process groups are bound at emission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from autosp_ir.errors import UnsupportedError
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.program import Program, Stage
+from autosp_ir.ir.types import INVARIANT, REPLICATE
+from autosp_ir.ir.verify import nested_graphs
+from autosp_ir.pipeline.base import Pass, PassContext
+from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._rank_blocks import RankBlocks
+
+_ERASED_ALONE = ("autosp.axis_index",)
+
+
+class LowerComm(Pass):
+    """Turn `autosp::` collectives into start and wait pairs; erase identities, and groups of one rank."""
+
+    name = "lower-comm"
+    stage = Stage.JOINT
+    produces = Stage.LOWERED
+    provides = frozenset({"comm-lowered"})
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Rewrite `program` in place.
+
+        Raises:
+            UnsupportedError: A nested graph communicates, or two mesh axes cut the dimension that a collective moves.
+        """
+        _refuse_nested(program)
+        rewriter = ctx.rewriter(program)
+        for node in program.graph.nodes:
+            if not _communicates(node) or node.is_op(*_ERASED_ALONE):
+                continue
+            if node.arg("size") == 1 or node.op.has(Trait.IDENTITY):
+                rewriter.replace(node, node.operands[0])
+                ctx.count("erased")
+            elif node.op.name in _LOWERINGS:
+                with rewriter.before(node):
+                    lowered = _LOWERINGS[node.op.name](node, rewriter)
+                rewriter.replace(node, lowered)
+                ctx.count("lowered")
+            else:
+                ctx.count("kept")
+        rewriter.dead_code()
+        program.stage = Stage.LOWERED
+
+
+def _communicates(node: Node) -> bool:
+    return node.op.name.startswith("autosp.") and bool(
+        node.op.traits & {Trait.COLLECTIVE, Trait.IDENTITY, Trait.READS_RANK}
+    )
+
+
+def _refuse_nested(program: Program) -> None:
+    for name, graph in nested_graphs(program):
+        found = next((n for n in graph.nodes if _communicates(n)), None)
+        if found is not None:
+            raise UnsupportedError(
+                f"the nested graph {name!r} communicates ({found.op.name}), which cannot be scheduled",
+                node=found,
+                hint="inline the region before partitioning, for instance by capturing without checkpoint wrappers",
+            )
+
+
+def _all_reduce(node: Node, rewriter: Rewriter) -> Value:
+    axis = str(node.arg("axis"))
+    layout = node.result.tensor_type.layout
+    started = rewriter.create("_c10d_functional.all_reduce", (node.arg("x"), "sum", axis), layout=layout)
+    return rewriter.create("_c10d_functional.wait_tensor", (started,), layout=layout)
+
+
+def _all_gather(node: Node, rewriter: Rewriter) -> Value:
+    dim, axis, size = _dim(node, "dim"), str(node.arg("axis")), node.arg("size")
+    after = INVARIANT if node.arg("to") == "invariant" else REPLICATE
+    blocks = RankBlocks(node, rewriter, node.arg("x")).unsqueeze().contiguous()
+    blocks.exchange("_c10d_functional.all_gather_into_tensor", (size, axis), axis, after)
+    return blocks.merge(dim)
+
+
+def _reduce_scatter(node: Node, rewriter: Rewriter) -> Value:
+    dim, axis, size = _dim(node, "dim"), str(node.arg("axis")), node.arg("size")
+    blocks = RankBlocks(node, rewriter, node.arg("x")).split(dim, size).contiguous()
+    blocks.exchange("_c10d_functional.reduce_scatter_tensor", ("sum", size, axis), axis, blocks.sharded(dim))
+    return blocks.squeeze()
+
+
+def _all_to_all(node: Node, rewriter: Rewriter) -> Value:
+    split, concat = _dim(node, "split_dim"), _dim(node, "concat_dim")
+    axis, even = str(node.arg("axis")), [1] * node.arg("size")
+    blocks = RankBlocks(node, rewriter, node.arg("x")).split(split, len(even)).contiguous()
+    blocks.exchange("_c10d_functional.all_to_all_single", (even, even, axis), axis, blocks.sharded(split))
+    return blocks.merge(concat)
+
+
+def _dim(node: Node, argument: str) -> int:
+    dim: int = node.arg(argument)
+    return dim % node.operands[0].tensor_type.ndim
+
+
+_LOWERINGS: dict[str, Callable[[Node, Rewriter], Value]] = {
+    "autosp.all_reduce": _all_reduce,
+    "autosp.all_gather": _all_gather,
+    "autosp.reduce_scatter": _reduce_scatter,
+    "autosp.all_to_all": _all_to_all,
+}
