@@ -1,0 +1,105 @@
+"""The layout check: stored layouts follow and outputs are complete. `comm.layout` explains the algebra."""
+
+from __future__ import annotations
+
+from autosp_ir.comm.inference import GradientFlow, infer_layout
+from autosp_ir.comm.rules.attention import attention_operands, cut_along_tokens
+from autosp_ir.comm.rules.base import Outcome, cuttable, stored_placement, whole
+from autosp_ir.errors import LayoutError, UnsupportedError
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Stage
+from autosp_ir.ir.types import Partial, Replicate, Shard, TensorType, TupleType
+from autosp_ir.ir.verify import output_leaves, register_check
+
+
+@register_check
+def check_layouts(program: Program) -> None:
+    """Infer every layout again and compare it with the stored one; then check the outputs.
+
+    Raises:
+        LayoutError: A layout does not follow from the operands', or an output is not complete on every rank.
+    """
+    if not program.mesh:
+        return
+    flow = GradientFlow(program)
+    for node in program.graph.nodes:
+        if not node.results:
+            continue
+        for axis in program.mesh:
+            stored = stored_placement(node.result, axis)
+            inferred = infer_layout(node, program, axis, hint=stored, flow=flow)
+            _compare(node, axis, stored, inferred, strict=program.stage is Stage.FORWARD)
+    for axis in program.mesh:
+        _check_outputs(program, axis, flow)
+
+
+def _compare(node: Node, axis: str, stored: Outcome, inferred: Outcome, *, strict: bool) -> None:
+    kinds = node.result.type.elements if isinstance(node.result.type, TupleType) else (node.result.type,)
+    have = stored if isinstance(stored, tuple) else (stored,)
+    want = inferred if isinstance(inferred, tuple) else (inferred,) * len(kinds)
+    for kind, a, b in zip(kinds, have, want, strict=True):
+        if not isinstance(kind, TensorType) or a is None or b is None:
+            continue
+        if a != b and (strict or not (whole(a) and whole(b))):
+            raise LayoutError(
+                f"%{node.name} is stored as {a} along axis {axis!r}, but {b} follows from its operands",
+                node=node,
+                hint="infer the layout again after a rewrite, or insert the collective that turns one into the other",
+            )
+        if isinstance(a, Shard) and not cuttable(kind, a):
+            raise LayoutError(
+                f"%{node.name} has local shape {list(kind.shape)}, which cannot be cut along {a}",
+                node=node,
+                hint="a shard names an existing dimension, and its outer factor divides that dimension",
+            )
+
+
+def _check_outputs(program: Program, axis: str, flow: GradientFlow) -> None:
+    for leaf, spec in zip(output_leaves(program.graph), program.signature.outputs, strict=True):
+        if isinstance(leaf, Value) and isinstance(leaf.type, TensorType):
+            _check_output(program, axis, leaf, spec, flow)
+
+
+def _check_output(program: Program, axis: str, value: Value, spec: OutputSpec, flow: GradientFlow) -> None:
+    placement = value.tensor_type.layout[axis]
+    if isinstance(placement, Partial) and _summed_outside(program, spec):
+        return
+    if not whole(placement):
+        raise LayoutError(
+            f"output {spec.name!r} leaves the program as {placement} along axis {axis!r}, not complete on every rank",
+            node=value.producer,
+            hint="complete it with autosp.all_reduce (a partial sum) or autosp.all_gather (a shard)",
+        )
+    if program.stage is Stage.FORWARD and isinstance(placement, Replicate) and flow.reaches(value):
+        raise LayoutError(
+            f"output {spec.name!r} is Replicate along axis {axis!r}: its gradient would be counted once per rank",
+            node=value.producer,
+            hint="return an Invariant value: end in autosp.all_reduce or autosp.all_gather(to='invariant')",
+        )
+
+
+def _summed_outside(program: Program, spec: OutputSpec) -> bool:
+    """Whether an output is a parameter gradient that the trainer reduces, by DDP or FSDP."""
+    if spec.kind is not OutputKind.GRADIENT or program.info.get("grad_sync") != "external":
+        return False
+    return program.signature.input(InputKind.PARAMETER, spec.target) is not None
+
+
+def check_emittable(program: Program) -> None:
+    """Refuse a program whose attention is still cut along the tokens.
+
+    Raises:
+        UnsupportedError: Some attention is unresolved; the hint names the strategy passes.
+    """
+    for node in program.graph.nodes:
+        if not node.op.has(Trait.ATTENTION):
+            continue
+        main, _ = attention_operands(node)
+        for value in main:
+            if isinstance(value.type, TensorType) and any(map(cut_along_tokens, value.type.layout.values())):
+                raise UnsupportedError(
+                    f"%{node.name} attends over tokens that are cut between ranks, and no pass has resolved it",
+                    node=node,
+                    hint="run a strategy pass such as `ulysses` behind token-partition",
+                )

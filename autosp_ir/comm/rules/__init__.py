@@ -1,0 +1,29 @@
+"""Layout rules, one file per family of operations; importing this package attaches them."""
+
+from autosp_ir.comm.rules import (
+    attention,
+    collectives,
+    creation,
+    indexing,
+    loss,
+    matmul,
+    normalisation,
+    pointwise,
+    random,
+    reductions,
+    views,
+)
+
+__all__ = [
+    "attention",
+    "collectives",
+    "creation",
+    "indexing",
+    "loss",
+    "matmul",
+    "normalisation",
+    "pointwise",
+    "random",
+    "reductions",
+    "views",
+]

@@ -1,0 +1,31 @@
+"""Values made from nothing: constants fit any shard, counters and random numbers do not."""
+
+from __future__ import annotations
+
+from autosp_ir.comm.rules.base import FILL_OPS, WHOLE, Outcome, RuleContext, cuttable, rule
+from autosp_ir.ir.types import Shard, TensorType
+
+_LIKE = ("aten.zeros_like", "aten.ones_like", "aten.full_like")
+
+
+@rule(*_LIKE)
+def _like(ctx: RuleContext) -> Outcome:
+    """The shape comes from the operand, so its shard does too; the value is no sum."""
+    placement = ctx.placement(ctx.tensors[0])
+    return placement if isinstance(placement, Shard) else _constant(ctx)
+
+
+@rule(*sorted(FILL_OPS - set(_LIKE)))
+def _constant(ctx: RuleContext) -> Outcome:
+    if ctx.local_extents() and isinstance(ctx.arg("fill_value"), type(ctx.local_extents()[0])):
+        ctx.fail("the fill value measures a sharded dimension", "multiply it by the axis size")
+    made = ctx.node.result.type
+    wanted = ctx.shard_hint()
+    return wanted if wanted is not None and isinstance(made, TensorType) and cuttable(made, wanted) else WHOLE
+
+
+@rule("aten.arange", "aten.arange.start", "aten.arange.start_step", "aten.eye", "aten.linspace")
+def _counter(ctx: RuleContext) -> Outcome:
+    if ctx.local_extents():
+        ctx.fail("it counts up to one rank's length", "count over the whole length, then cut with autosp.shard")
+    return WHOLE
