@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from autosp_ir._torch_compat import pytree_flatten_with_names, pytree_map
 from autosp_ir.errors import CaptureError, RuntimeMismatchError
 
-Batch = Mapping[str, Any] | Sequence[Any]
-"""One example batch: a mapping of keyword arguments, or a tuple of positional ones."""
+Batch = Mapping[str, Any] | Sequence[Any] | Tensor
+"""One example batch: a mapping of keyword arguments, a tuple of positional ones, or the only argument."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +210,10 @@ def plan_call(model: nn.Module, batch: Batch) -> tuple[CallPlan, list[Tensor]]:
 def _as_call(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
         return (), dict(batch)
-    if isinstance(batch, tuple | list):
-        return tuple(batch), {}
     if isinstance(batch, Tensor):
         return (batch,), {}
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
     raise CaptureError(
         f"a batch is a dict of keyword arguments or a tuple of positional ones, not {type(batch).__name__}",
         hint='pass {"input_ids": ids, "labels": labels} or (ids, labels)',

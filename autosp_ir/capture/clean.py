@@ -1,4 +1,4 @@
-"""From an exported program to a plain flat graph: one placeholder per tensor, no asserts, no identities, no dead code."""
+"""From an exported program to a plain flat graph: one placeholder per tensor, nothing dead, asserted or idle."""
 
 from __future__ import annotations
 
@@ -164,7 +164,8 @@ class _Cleaner:
                     f"the model writes to {target or 'one of its inputs'} in its forward",
                     hint="clone the tensor before changing it",
                 )
-        made = self.graph.output(tuple(self.mapping[n] for n in node.args[0]))
+        returned: Any = node.args[0]
+        made = self.graph.output(tuple(self.mapping[n] for n in returned))
         made.meta = dict(node.meta)
         return specs
 
@@ -247,8 +248,8 @@ def _identity_source(node: fx.Node, operator: str) -> fx.Node | None:
         return source
     if operator in _CASTS and not _argument(node, "copy") and _argument(node, "memory_format") is None:
         before, after = source.meta.get("val"), node.meta.get("val")
-        same = isinstance(before, Tensor) and isinstance(after, Tensor)
-        return source if same and (before.dtype, before.device) == (after.dtype, after.device) else None
+        if isinstance(before, Tensor) and isinstance(after, Tensor):
+            return source if (before.dtype, before.device) == (after.dtype, after.device) else None
     return None
 
 
@@ -271,7 +272,8 @@ def _refuse_value_dependent_shape(node: fx.Node) -> None:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return
-    free = {s for d in value.shape if isinstance(d, torch.SymInt) for s in d.node.expr.free_symbols}
+    extents: list[Any] = list(value.shape)
+    free = {s for d in extents if isinstance(d, torch.SymInt) for s in d.node.expr.free_symbols}
     if any(str(s).startswith(("u", "zu")) for s in free):
         raise CaptureError(
             f"the shape of {node.target} depends on the values of its operands{where(node)}",

@@ -46,9 +46,7 @@ class _Seen:
 class _Step(nn.Module):
     """What is exported: the model's call on flat tensors, returning the kept outputs alone."""
 
-    def __init__(
-        self, model: nn.Module, plan: CallPlan, outputs: Sequence[str] | None, loss_fn: LossFn | None
-    ) -> None:
+    def __init__(self, model: nn.Module, plan: CallPlan, outputs: Sequence[str] | None, loss_fn: LossFn | None) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
@@ -173,16 +171,14 @@ def _export(step: _Step, example: tuple[Tensor, ...], dynamic_shapes: dict[str, 
         return functionalize(program) if mutates(program.graph_module) else program
 
 
-def _within_range(
-    step: _Step, example: tuple[Tensor, ...], dynamic_shapes: dict[str, Any] | None
-) -> ExportedProgram:
+def _within_range(step: _Step, example: tuple[Tensor, ...], dynamic_shapes: dict[str, Any] | None) -> ExportedProgram:
     """Export; when the model's code admits only a range of lengths, once more for that range."""
     try:
         return torch.export.export(step, example, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         if dynamic_shapes is None or "Suggested fixes" not in str(error):
             raise
-        refined = refine_dynamic_shapes_from_suggested_fixes(str(error), dynamic_shapes)
+        refined: Any = refine_dynamic_shapes_from_suggested_fixes(str(error), dynamic_shapes)
         extents = [e for spec in refined["tensors"] if spec is not None for e in spec.values()]
         if any(isinstance(extent, int) for extent in extents):
             raise

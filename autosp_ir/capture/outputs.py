@@ -94,8 +94,9 @@ def _join(path: str, key: str) -> str:
 def _fields(value: Any) -> dict[str, Any] | None:
     if isinstance(value, Mapping):
         return {str(k): v for k, v in value.items()}
-    if hasattr(value, "_fields") and isinstance(value, tuple):
-        return dict(zip(value._fields, value, strict=True))
+    names: tuple[str, ...] | None = getattr(value, "_fields", None)
+    if names is not None and isinstance(value, tuple):
+        return dict(zip(names, value, strict=True))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     return None
@@ -162,14 +163,15 @@ def rebuild(structure: Structure, tensors: Mapping[str, Any]) -> Any:
     if isinstance(structure, Constant):
         return structure.value
     children = [None if c is None else rebuild(c, tensors) for c in structure.children]
+    make: Any = structure.type
     if structure.keys is None:
-        return structure.type(children)
+        return make(children)
     if issubclass(structure.type, tuple):
-        return structure.type(*children)
+        return make(*children)
     if not issubclass(structure.type, Mapping):
-        return structure.type(**dict(zip(structure.keys, children, strict=True)))
+        return make(**dict(zip(structure.keys, children, strict=True)))
     kept = {k: v for k, v, c in zip(structure.keys, children, structure.children, strict=True) if c is not None}
-    return structure.type(**kept) if dataclasses.is_dataclass(structure.type) else structure.type(kept)
+    return make(**kept) if dataclasses.is_dataclass(structure.type) else make(kept)
 
 
 __all__ = [

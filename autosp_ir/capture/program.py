@@ -11,6 +11,8 @@ from autosp_ir.capture.export import LossFn, trace_module
 from autosp_ir.capture.fx_import import import_fx
 from autosp_ir.capture.info import Captured
 from autosp_ir.ir.program import Program, Signature
+from autosp_ir.rewrite.attention_masks import fold_attention_masks
+from autosp_ir.rewrite.rewriter import Rewriter
 
 
 def capture(
@@ -40,7 +42,11 @@ def capture(
         CaptureError: The model or the batch cannot be captured as one graph.
         UnsupportedError: The model does something that cannot be captured soundly, such as dropout.
     """
-    return program_of(trace_module(model, batch, seq_dims, outputs, loss_fn, dynamic))
+    program = program_of(trace_module(model, batch, seq_dims, outputs, loss_fn, dynamic))
+    rewriter = Rewriter(program)
+    fold_attention_masks(program, rewriter)
+    rewriter.dead_code()
+    return program
 
 
 def program_of(captured: Captured) -> Program:

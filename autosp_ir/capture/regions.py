@@ -66,7 +66,8 @@ def _inline(module: fx.GraphModule, node: fx.Node, body: Any, operands: list[Any
             mapping[inside] = module.graph.node_copy(inside, lambda n: mapping[n])
         returned = _returned(inner)
         for getter in list(node.users):
-            value = mapping[returned[getter.args[1]]]
+            position: Any = getter.args[1]
+            value = mapping[returned[position]]
             if detach and _is_floating(value):
                 source, meta = value, dict(value.meta)
                 value = module.graph.call_function(aten.detach.default, (source,))
@@ -173,7 +174,8 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
                 "functional graph cannot express",
                 hint="compute a new tensor instead of writing in place",
             )
-    return program.run_decompositions({})
+    functional: ExportedProgram = program.run_decompositions({})
+    return functional
 
 
 def _passes_detach(node: fx.Node) -> bool:

@@ -67,7 +67,7 @@ def refuse_lost_gradients() -> Iterator[None]:
 
 def _function_hint(cls: type) -> str:
     if cls.__module__ == "torch.utils.checkpoint":
-        return "checkpoint with use_reentrant=False (transformers: gradient_checkpointing_kwargs), or switch checkpointing off"
+        return "checkpoint with use_reentrant=False (transformers: gradient_checkpointing_kwargs), or switch it off"
     if cls.__name__ == "BackwardHookFunction":
         return "remove the module's full backward hooks before capturing"
     return "register it with torch.library (custom_op and register_autograd), which keeps its backward"

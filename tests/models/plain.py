@@ -30,7 +30,8 @@ class PlainBlock(nn.Module):
         y = F.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=None, dropout_p=0.0, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).contiguous().view(b, t, c))
         flat = self.norm2(x).reshape(b * t, c)
-        return x + self.down(F.gelu(self.up(flat))).reshape(b, t, c)
+        mixed: torch.Tensor = self.down(F.gelu(self.up(flat)))
+        return x + mixed.reshape(b, t, c)
 
 
 class PlainDecoder(nn.Module):

@@ -1,0 +1,92 @@
+"""Attention masks as attributes: proving that a mask is causal, a window, or no mask at all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from autosp_ir.analysis.index_domain import Affine, Choice, Condition, Number
+from autosp_ir.analysis.index_values import IndexValues
+from autosp_ir.ir.graph import Value
+
+# exp(-1e9 + anything a model computes) is exactly 0 in every dtype, as is exp of the smallest number of a dtype.
+_CERTAINLY_MASKED = -1e9
+
+
+@dataclass(frozen=True)
+class MaskForm:
+    """What a mask says.
+
+    Args:
+        causal: Key j is visible to query i only if j <= i.
+        window: Only if i - j < window (and |i - j| < window when not causal); None is unlimited.
+    """
+
+    causal: bool
+    window: int | None
+
+
+def mask_form(values: IndexValues, mask: Value) -> MaskForm | None:
+    """Prove what a mask says.
+
+    Args:
+        values: From `index_values`.
+        mask: A bool mask (True attends) or a floating one added to the scores, `[…, Sq, Skv]`.
+
+    Returns:
+        The attributes that express it exactly; None when that cannot be proved.
+    """
+    condition = visible(values, mask)
+    if condition is None or condition.at_least_zero is None:
+        return None
+    ahead: list[int] = []
+    behind: list[int] = []
+    for constraint in condition.at_least_zero:
+        reach = _reach(constraint)
+        if reach is None:
+            return None
+        (ahead if constraint.coefficients[-2] == 1 else behind).append(reach)
+    return _form(min(ahead, default=None), min(behind, default=None))
+
+
+def visible(values: IndexValues, mask: Value) -> Condition | None:
+    """Where a mask lets a query attend, if that is known."""
+    found = values.of(mask)
+    if isinstance(found, Condition):
+        return found
+    if isinstance(found, Affine) and found.is_constant and found.constant == 0:
+        return Condition(frozenset())
+    if not isinstance(found, Choice):
+        return None
+    lowest = torch.finfo(mask.tensor_type.dtype).min if mask.tensor_type.dtype.is_floating_point else -math.inf
+    if found.then == 0 and _masked(found.otherwise, lowest):
+        return found.condition
+    if found.otherwise == 0 and _masked(found.then, lowest):
+        return found.condition.negated()
+    return None
+
+
+def _masked(number: Number, lowest: float) -> bool:
+    return isinstance(number, int | float) and number <= max(_CERTAINLY_MASKED, lowest)
+
+
+def _reach(constraint: Affine) -> int | None:
+    """The c of `q - k + c >= 0` or `k - q + c >= 0`; None for any other constraint."""
+    *others, query, key = (0, 0, *constraint.coefficients)
+    if any(others) or (query, key) not in ((1, -1), (-1, 1)):
+        return None
+    return int(constraint.constant) if isinstance(constraint.constant, int) else None
+
+
+def _form(ahead: int | None, behind: int | None) -> MaskForm | None:
+    """`ahead`: how far a query may look ahead; `behind`: how far back; None is unlimited."""
+    if ahead is None and behind is None:
+        return MaskForm(causal=False, window=None)
+    if ahead == 0:
+        return MaskForm(causal=True, window=None if behind is None else behind + 1)
+    return MaskForm(causal=False, window=ahead + 1) if ahead is not None and ahead == behind else None
+
+
+__all__ = ["MaskForm", "mask_form", "visible"]
