@@ -157,7 +157,8 @@ class _JointImport:
         """The input spec of a described input of the traced call."""
         kind, target = described
         if kind == "input":
-            return self._forward.signature.inputs[target]
+            spec: InputSpec = self._forward.signature.inputs[target]
+            return spec
         if kind != "attribute":
             raise UnsupportedError(f"torch traced a gradient or mutation of {described}", hint=_HINT)
         tensor = _attribute(self._module, target)
@@ -185,7 +186,8 @@ class _JointImport:
     def _output(self, described: tuple[str, Any], node: Node) -> OutputSpec:
         kind, target = described
         if kind == "output":
-            return self._forward.signature.outputs[target]
+            returned: OutputSpec = self._forward.signature.outputs[target]
+            return returned
         if kind in ("gradient", "mutation"):
             spec = self._source(target)
             if kind == "gradient":
@@ -221,9 +223,10 @@ class _JointImport:
         last: dict[Node, Node] = {}
         for node in graph.nodes:
             source = sources.get(node)
-            if source is not None and node.phase is Phase.FORWARD and source.results and node.results:
-                if _same(source.result.type, node.result.type):
-                    last[source] = node
+            if source is None or node.phase is not Phase.FORWARD or not source.results or not node.results:
+                continue
+            if _same(source.result.type, node.result.type):
+                last[source] = node
         for source, node in last.items():
             node.result.type = source.result.type
 
