@@ -15,6 +15,7 @@ from autosp_ir.ir.graph import Graph, Node, Phase, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Check, InputKind, OutputKind, Program, Stage
 from autosp_ir.ir.types import Shard, TensorType, TupleType, Type
+from autosp_ir.ir.verify_comm import check_same_on_every_rank, check_waits
 from autosp_ir.ir.verify_types import check_types
 
 
@@ -75,11 +76,14 @@ def verify_program(program: Program, before: Sequence[str] | None = None) -> Non
         try:
             check_structure(nested)
             check_types(nested, program)
+            check_waits(nested)
         except VerifyError as error:
             raise type(error)(f"in nested graph {name!r}: {error}") from error
     check_types(program.graph, program)
     check_layout_axes(program)
     check_effects(program, before)
+    check_waits(program.graph)
+    check_same_on_every_rank(program)
     for registered in _registered:
         if program.stage in registered.stages:
             registered.check(program)
