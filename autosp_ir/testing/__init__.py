@@ -1,0 +1,16 @@
+"""Testing passes without a GPU: `check_pass` for one pass, `assert_equivalent` for a whole pipeline."""
+
+from autosp_ir.testing.compare import EquivalenceError, Report
+from autosp_ir.testing.equivalence import DenseReference, Equivalence, assert_equivalent, compare_to_dense
+from autosp_ir.testing.promote import promote, promote_batch
+
+__all__ = [
+    "DenseReference",
+    "Equivalence",
+    "EquivalenceError",
+    "Report",
+    "assert_equivalent",
+    "compare_to_dense",
+    "promote",
+    "promote_batch",
+]
