@@ -115,6 +115,8 @@ def name_of_target(target: Any, kind: str) -> str:
         return _overload_name(target)
     if isinstance(target, torch._ops.HigherOrderOperator):
         return f"hop.{target.name()}"
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return f"torch.ops.{target}"
     module = getattr(target, "__module__", None) or "builtins"
     qualified = getattr(target, "__qualname__", getattr(target, "__name__", repr(target)))
     if module in ("_operator", "operator"):
