@@ -18,8 +18,9 @@ from autosp_ir.capture.fx_import import Imported, import_fx
 from autosp_ir.errors import AutoSPError, PassError, UnsupportedError
 from autosp_ir.ir.graph import Graph, Node, Phase, Value
 from autosp_ir.ir.infer import fake_of
+from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program, Signature, Stage
-from autosp_ir.ir.types import Layout, Shard, TensorType, Type, without_layout
+from autosp_ir.ir.types import Layout, ScalarType, Shard, TensorType, Type, without_layout
 
 _TAG = "autosp_forward_node"
 _HINT = "simplify the module at that line, or report it: the forward graph itself is valid"
@@ -262,15 +263,25 @@ def _erase_detaches(graph: Graph) -> None:
 
 
 def _set_phases(graph: Graph, signature: Signature) -> None:
-    """Forward is what the forward's outputs need; a result of a forward node's tuple is forward too."""
+    """Forward is what the forward's outputs need, and what a backward could only pay for.
+
+    A result of a forward node's tuple is forward too, as are sizes, which are free to keep, and random operations,
+    whose order is part of their meaning.
+    """
     inputs = {s.name: s.kind for s in signature.inputs}
     needed: set[Node] = set()
+    dependent: set[Node] = set()
+    for node in graph.nodes:
+        tangent = node.op.kind == "placeholder" and inputs[node.name] is InputKind.TANGENT
+        if tangent or any(v.producer in dependent for v in node.operands):
+            dependent.add(node)
     leaves = graph.output_node.args[0]
     stack = [
         leaf.producer
         for leaf, spec in zip(leaves, signature.outputs, strict=True)
         if isinstance(leaf, Value) and spec.kind is not OutputKind.GRADIENT
     ]
+    stack += [n for n in graph.nodes if n not in dependent and n.results and _belongs_to_forward(n)]
     while stack:
         node = stack.pop()
         if node not in needed:
@@ -278,12 +289,16 @@ def _set_phases(graph: Graph, signature: Signature) -> None:
             stack.extend(v.producer for v in node.operands)
     for node in graph.nodes:
         if node.op.kind == "placeholder":
-            forward = inputs[node.name] is not InputKind.TANGENT
+            forward = node not in dependent
         elif node.is_op("operator.getitem") and node.operands:
             forward = node.operands[0].producer.phase is Phase.FORWARD
         else:
             forward = node in needed
         node.phase = Phase.FORWARD if forward else Phase.BACKWARD
+
+
+def _belongs_to_forward(node: Node) -> bool:
+    return isinstance(node.result.type, ScalarType) or bool(node.op.traits & {Trait.RANDOM, Trait.MUTATES})
 
 
 __all__ = ["SharedOutputsError", "joint_program"]
