@@ -173,7 +173,16 @@ def _by_rule(
                 if shard is not None:
                     found[shard] = None
                     break
-    return tuple(found)
+    return tuple(found) or _like_shaped(node, carriers, known)
+
+
+def _like_shaped(node: Node, carriers: Iterable[Value], known: TokenFactors) -> tuple[TokenFactor, ...]:
+    """An operation whose rule refuses still runs over tokens if its result has the shape of an operand that does."""
+    kind = node.result.type
+    for value in carriers:
+        if isinstance(kind, TensorType) and isinstance(value.type, TensorType) and value.type.shape == kind.shape:
+            return known.of(value)
+    return ()
 
 
 def _ask(node: Node, program: Program, placements: Mapping[Value, Placement]) -> TokenFactor | None:

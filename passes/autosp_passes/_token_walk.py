@@ -201,12 +201,14 @@ class TokenWalk(ABC):
         if node.op.has(Trait.POINTWISE) and moved:
             return [*self._aligned(node, value), whole]
         by_factor: list[Placement] = [f for f in self.factors_of(value) if self._cuttable(value, f)]
-        return [*by_factor, whole]
+        return list(dict.fromkeys([*by_factor, whole, *self._aligned(node, value)]))
 
     def _aligned(self, node: Node, value: Value) -> list[Placement]:
         """Cuts of a whole operand that line up, under broadcasting, with the sharded ones."""
-        rank = self.twin[node].result.tensor_type.ndim
-        mine = self.global_type(value)
+        kind = self.twin[node].result.type
+        if not isinstance(kind, TensorType) or not isinstance(self.twin[value.producer].result.type, TensorType):
+            return []
+        rank, mine = kind.ndim, self.global_type(value)
         found: dict[Placement, None] = {}
         for other in self.tensors(node):
             here = self.placement(other)
@@ -214,7 +216,7 @@ class TokenWalk(ABC):
                 continue
             theirs = self.global_type(other)
             dim = here.dim + (rank - theirs.ndim) - (rank - mine.ndim)
-            if dim >= 0 and mine.shape[dim] == theirs.shape[here.dim]:
+            if 0 <= dim < mine.ndim and mine.shape[dim] == theirs.shape[here.dim]:
                 found[Shard(dim, here.outer)] = None
         return list(found)
 
