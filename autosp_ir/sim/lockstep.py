@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autosp_ir.comm.layout import check_emittable
 from autosp_ir.errors import PipelineError, SimulationError
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import OutputKind, Program, Stage
@@ -99,11 +100,14 @@ def simulate(
     Raises:
         SimulationError: An input is missing or does not fit, an operation failed, or ranks disagree on a gradient.
         DeadlockError: The ranks issue different collective sequences.
+        UnsupportedError: Attention over tokens that are cut between ranks, which no pass has resolved.
     """
     per_rank = _per_rank(program, programs)
     if gradients:
         differentiated = {id(p): _with_gradients(p) for p in per_rank}
         per_rank = [differentiated[id(p)] for p in per_rank]
+    for each in per_rank:
+        check_emittable(each)
     mesh = RankMesh.of(per_rank[0].mesh)
     meters = [MemoryMeter() for _ in per_rank]
     values: list[dict[str, Any]] = [{} for _ in per_rank] if trace else []

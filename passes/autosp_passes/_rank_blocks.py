@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,34 +31,23 @@ class RankBlocks:
 
     def unsqueeze(self) -> RankBlocks:
         """[…] as one block [1, …]."""
-        self._create("aten.unsqueeze", (self._value, 0), self._shifted(0, 1))
+        self._create("aten.unsqueeze", (self._value, 0), self._moved(lambda d: d + 1))
         return self
-
-    def squeeze(self) -> Value:
-        """The only block [1, …] as […]."""
-        self._create("aten.squeeze.dim", (self._value, 0), self._shifted(0, -1))
-        return self._value
 
     def split(self, dim: int, size: int) -> RankBlocks:
         """[…, size * n, …] as [size, …, n, …]: one block for each rank."""
         self._refuse_cut(dim)
         sizes = self._sizes()
         split = [*sizes[:dim], size, self._share(dim, size), *sizes[dim + 1 :]]
-        self._create("aten.view", (self._value, split), self._shifted(dim + 1, 1))
+        self._create("aten.view", (self._value, split), self._moved(lambda d: d if d < dim else d + 1))
         if dim:
-            order = [dim, *(i for i in range(len(split)) if i != dim)]
-            # Dimensions in front of the split one move behind the blocks; the others stay where they are.
-            self._create("aten.permute", (self._value, order), self._shifted(0, 1, below=dim))
+            self._permute([dim, *(i for i in range(len(split)) if i != dim)])
         return self
 
     def contiguous(self) -> RankBlocks:
         """The blocks one behind the other in memory, which the collectives require."""
         self._create("aten.clone", (self._value,), self._layout, memory_format=torch.contiguous_format)
         return self
-
-    def sharded(self, dim: int) -> Shard:
-        """The placement of blocks whose dimension `dim` is cut, counted without the dimension of blocks."""
-        return Shard(dim + 1)
 
     def exchange(self, op: str, arguments: tuple[Any, ...], axis: str, after: Placement) -> None:
         """Start the collective and wait for it; `after` is the placement along `axis` of what arrives."""
@@ -68,15 +58,16 @@ class RankBlocks:
     def merge(self, dim: int) -> Value:
         """[ranks, …, n, …] as […, ranks * n, …]: blocks one behind the other along `dim`."""
         if dim:
-            order = [*range(1, dim + 1), 0, *range(dim + 1, self._value.tensor_type.ndim)]
-            self._create("aten.permute", (self._value, order), self._shifted(1, -1, below=dim + 1))
-            self._create("aten.clone", (self._value,), self._layout, memory_format=torch.contiguous_format)
+            blocks = self._value.tensor_type.shape[0]
+            self._permute([*range(1, dim + 1), 0, *range(dim + 1, self._value.tensor_type.ndim)])
+            if blocks != 1:
+                self.contiguous()
         self._refuse_cut(dim + 1)
         sizes = self._sizes()
         ranks, share = sizes[dim : dim + 2]
         whole = ranks * share if isinstance(share, int) else -1
         merged = [*sizes[:dim], whole, *sizes[dim + 2 :]]
-        self._create("aten.view", (self._value, merged), self._shifted(dim + 1, -1))
+        self._create("aten.view", (self._value, merged), self._moved(lambda d: d if d <= dim else d - 1))
         return self._value
 
     @property
@@ -86,17 +77,13 @@ class RankBlocks:
     def _create(self, op: str, args: tuple[Any, ...], layout: Layout, **kwargs: Any) -> None:
         self._value = self._rewriter.create(op, args, kwargs, layout=layout)
 
-    def _shifted(self, first: int, by: int, below: int | None = None) -> Layout:
-        """The layout with shards of dimensions `first`, …, `below` - 1 moved by `by`."""
+    def _permute(self, order: list[int]) -> None:
+        self._create("aten.permute", (self._value, order), self._moved(order.index))
 
-        def moved(placement: Placement) -> Placement:
-            if not isinstance(placement, Shard) or placement.dim < first:
-                return placement
-            if below is not None and placement.dim >= below:
-                return placement
-            return Shard(placement.dim + by, placement.outer)
-
-        return Layout({axis: moved(placement) for axis, placement in self._layout.items()})
+    def _moved(self, to: Callable[[int], int]) -> Layout:
+        """The layout with the shard of each dimension d at dimension `to(d)`."""
+        placements = self._layout.items()
+        return Layout({a: Shard(to(p.dim), p.outer) if isinstance(p, Shard) else p for a, p in placements})
 
     def _refuse_cut(self, dim: int) -> None:
         """A dimension that is split or merged must not be cut itself."""

@@ -18,7 +18,7 @@ from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program, Stage
-from autosp_ir.ir.types import INVARIANT, REPLICATE
+from autosp_ir.ir.types import INVARIANT, Shard
 from autosp_ir.ir.verify import nested_graphs
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
@@ -79,31 +79,30 @@ def _refuse_nested(program: Program) -> None:
 
 def _all_reduce(node: Node, rewriter: Rewriter) -> Value:
     axis = str(node.arg("axis"))
-    layout = node.result.tensor_type.layout
+    layout = node.operands[0].tensor_type.layout.with_axis(axis, INVARIANT)
     started = rewriter.create("_c10d_functional.all_reduce", (node.arg("x"), "sum", axis), layout=layout)
     return rewriter.create("_c10d_functional.wait_tensor", (started,), layout=layout)
 
 
 def _all_gather(node: Node, rewriter: Rewriter) -> Value:
     dim, axis, size = _dim(node, "dim"), str(node.arg("axis")), node.arg("size")
-    after = INVARIANT if node.arg("to") == "invariant" else REPLICATE
     blocks = RankBlocks(node, rewriter, node.arg("x")).unsqueeze().contiguous()
-    blocks.exchange("_c10d_functional.all_gather_into_tensor", (size, axis), axis, after)
+    blocks.exchange("_c10d_functional.all_gather_into_tensor", (size, axis), axis, INVARIANT)
     return blocks.merge(dim)
 
 
 def _reduce_scatter(node: Node, rewriter: Rewriter) -> Value:
     dim, axis, size = _dim(node, "dim"), str(node.arg("axis")), node.arg("size")
     blocks = RankBlocks(node, rewriter, node.arg("x")).split(dim, size).contiguous()
-    blocks.exchange("_c10d_functional.reduce_scatter_tensor", ("sum", size, axis), axis, blocks.sharded(dim))
-    return blocks.squeeze()
+    blocks.exchange("_c10d_functional.reduce_scatter_tensor", ("sum", size, axis), axis, Shard(0))
+    return blocks.merge(dim)
 
 
 def _all_to_all(node: Node, rewriter: Rewriter) -> Value:
     split, concat = _dim(node, "split_dim"), _dim(node, "concat_dim")
     axis, even = str(node.arg("axis")), [1] * node.arg("size")
     blocks = RankBlocks(node, rewriter, node.arg("x")).split(split, len(even)).contiguous()
-    blocks.exchange("_c10d_functional.all_to_all_single", (even, even, axis), axis, blocks.sharded(split))
+    blocks.exchange("_c10d_functional.all_to_all_single", (even, even, axis), axis, Shard(split + 1))
     return blocks.merge(concat)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from autosp_ir.comm.layout import infer_layouts
 from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.program import Program, Stage
 from autosp_ir.ir.types import Layout, Shard
@@ -99,7 +100,8 @@ def test_two_axes_on_one_dimension_are_refused() -> None:
 def test_a_joint_program_keeps_loss_gradients_and_collectives(size: int) -> None:
     inputs = mlp_inputs()
     program = traced_joint(parallel_mlp(size), inputs, {"sp": size})
-    result = PassManager("lower-comm", verify=False).run(program, mesh={"sp": size})
+    infer_layouts(program)
+    result = PassManager("lower-comm").run(program, mesh={"sp": size})
     before, after = simulate(program, {"x": inputs["x"]}), simulate(result.program, {"x": inputs["x"]})
     assert torch.equal(before.loss, after.loss)
     assert all(torch.equal(before.grads[n], after.grads[n]) for n in before.grads)
@@ -110,6 +112,30 @@ def test_a_joint_program_keeps_loss_gradients_and_collectives(size: int) -> None
     assert left == {"autosp.shard"}
     assert result.program.stage is Stage.LOWERED
     assert "comm-lowered" in result.program.facts
+
+
+@pytest.mark.parametrize("name", [n for n, (op, _) in CASES.items() if op != "invariant_to_replicate"])
+def test_lowered_layouts_verify(name: str) -> None:
+    op, arguments = CASES[name]
+    to = ("replicate",) if name.endswith("to R") else ()
+    start: dict[str, Callable[[Tensor], Tensor]] = {
+        "all_reduce": lambda x: autosp("shard", x, 0, "sp", 2).sum(0),
+        "reduce_scatter": lambda x: autosp("shard", x, 0, "sp", 2).sum(0).expand(8, 4, 12) * 1,
+        "all_gather": lambda x: autosp("shard", x, arguments[0], "sp", 2),
+        "all_to_all": lambda x: autosp("shard", x, arguments[1], "sp", 2),
+        "shard": lambda x: x,
+    }
+
+    def run(x: Tensor) -> Tensor:
+        result = autosp(op, start[op](x), *arguments, "sp", 2, *to)
+        return result.sum() if op in ("all_reduce", "all_gather") else autosp("all_reduce", result.sum(), "sp", 2)
+
+    x = torch.randn(8, 4, 12, dtype=torch.float64)
+    program = traced(run, {"x": x}, {"sp": 2})
+    program.stage = Stage.JOINT
+    infer_layouts(program)
+    result = PassManager("lower-comm").run(program).program
+    torch.testing.assert_close(simulate(result, {"x": x}).loss, simulate(program, {"x": x}).loss)
 
 
 def test_a_group_of_one_lowers_to_nothing() -> None:

@@ -1,0 +1,136 @@
+"""`grad-sync`: who completes the parameter gradients, the program or DDP.
+
+A parameter that meets sharded work passes `invariant_to_replicate`, so its gradient ends in an all-reduce. Mode
+`in_graph` keeps one all-reduce per parameter. Mode `external` leaves it out and multiplies by the number of ranks, so
+that averaging over the ranks, which DDP does, gives the complete gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.program import InputKind, OutputKind, Program, Stage
+from autosp_ir.ir.types import PARTIAL, Layout
+from autosp_ir.pipeline.base import Pass, PassContext
+from autosp_ir.rewrite.rewriter import Rewriter
+
+_REDUCE = "autosp.all_reduce"
+# Linear in their first operand whatever the others are, so that they commute with a sum over ranks.
+_LINEAR = frozenset(
+    {
+        "aten.view",
+        "aten._unsafe_view",
+        "aten.reshape",
+        "aten.t",
+        "aten.transpose.int",
+        "aten.permute",
+        "aten.unsqueeze",
+        "aten.squeeze.dim",
+        "aten.clone",
+        "aten.alias",
+        "aten.neg",
+    }
+)
+
+
+class GradSync(Pass):
+    """Settle where parameter gradients are reduced: `mode=in_graph` or `mode=external`.
+
+    Gradients of inputs, and of parameters that no sharded work uses, are complete on every rank and stay so.
+    """
+
+    name = "grad-sync"
+    stage = Stage.JOINT
+    provides = frozenset({"grad-synced"})
+    conflicts = frozenset({"grad-synced"})
+
+    class Options(Pass.Options):
+        """Options of `grad-sync`."""
+
+        mode: Literal["in_graph", "external"] = "in_graph"
+        """`in_graph`: every rank returns the complete gradient. `external`: ranks x its partial sum, to be averaged."""
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Rewrite `program` in place."""
+        rewriter = ctx.rewriter(program)
+        for position in _positions(program):
+            _sink_reductions(program.graph.output_node.args[0][position].producer, rewriter, ctx)
+        if self.options.mode == "external":
+            _leave_to_caller(program, rewriter, ctx)
+        rewriter.dead_code()
+        program.info["grad_sync"] = self.options.mode
+
+
+def _positions(program: Program) -> list[int]:
+    """Where gradients of parameters stand in the output tuple."""
+    parameters = {s.target for s in program.signature.inputs if s.kind is InputKind.PARAMETER}
+    outputs = program.graph.output_node.args[0]
+    return [
+        i
+        for i, spec in enumerate(program.signature.outputs)
+        if spec.kind is OutputKind.GRADIENT and spec.target in parameters and isinstance(outputs[i], Value)
+    ]
+
+
+def _sink_reductions(node: Node, rewriter: Rewriter, ctx: PassContext) -> None:
+    """Move the all-reduces behind `node` to its end, and merge those that meet in a sum.
+
+    A parameter used in several places has one all-reduce for each; their sum needs one.
+    """
+    if node.op.name in _LINEAR:
+        _sink_reductions(node.operands[0].producer, rewriter, ctx)
+        _sink_one(node, rewriter)
+    elif node.is_op("aten.add.Tensor") and len(node.operands) == 2 and len(node.args) == 2 and not node.kwargs:
+        for operand in dict.fromkeys(node.operands):
+            _sink_reductions(operand.producer, rewriter, ctx)
+        if _sink_one(node, rewriter):
+            ctx.count("merged")
+
+
+def _sink_one(node: Node, rewriter: Rewriter) -> bool:
+    """op(all_reduce(x), all_reduce(y)) -> all_reduce(op(x, y)); False when it does not have this form."""
+    reductions = [v.producer for v in node.operands]
+    if not all(r.is_op(_REDUCE) and len(r.result.uses) == node.operands.count(r.result) for r in reductions):
+        return False
+    groups = {(r.arg("axis"), r.arg("size")) for r in reductions}
+    if len(groups) != 1:
+        return False
+    axis, size = groups.pop()
+    swap = {r.result: r.operands[0] for r in reductions}
+    complete = node.result.tensor_type.layout
+    with rewriter.before(node):
+        partial = rewriter.clone_node(node, mapping=swap)
+        rewriter.set_type(partial, partial.tensor_type.on_axis(axis, PARTIAL))
+        reduced = rewriter.create(_REDUCE, (partial, axis, size), layout=complete)
+    rewriter.replace(node, reduced)
+    for reduction in dict.fromkeys(reductions):
+        rewriter.erase(reduction)
+    return True
+
+
+def _leave_to_caller(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
+    outputs = list(program.graph.output_node.args[0])
+    averaged: dict[Value, Value] = {}
+    for position in _positions(program):
+        gradient = outputs[position]
+        if gradient not in averaged:
+            averaged[gradient] = _unreduced(gradient, rewriter, ctx)
+        outputs[position] = averaged[gradient]
+    rewriter.set_args(program.graph.output_node, (tuple(outputs),))
+
+
+def _unreduced(gradient: Value, rewriter: Rewriter, ctx: PassContext) -> Value:
+    """The rank's own share times the number of ranks, whose average over the ranks is the gradient."""
+    partial, ranks, axes = gradient, 1, []
+    while partial.producer.is_op(_REDUCE):
+        axes.append(str(partial.producer.arg("axis")))
+        ranks *= partial.producer.arg("size")
+        partial = partial.producer.operands[0]
+    if ranks == 1:
+        return gradient
+    layout = Layout({**dict(partial.tensor_type.layout.items()), **dict.fromkeys(axes, PARTIAL)})
+    ctx.remark("applied", gradient, f"left to the caller to average over {', '.join(axes)}")
+    ctx.count("left to the caller")
+    with rewriter.after(gradient.producer):
+        return rewriter.create("aten.mul.Scalar", (partial, ranks), layout=layout)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from autosp_ir.comm.layout import infer_layouts
+from autosp_ir.ir.program import InputSpec, OutputKind, OutputSpec, Program
+from autosp_ir.ir.types import PARTIAL
+from autosp_ir.pipeline.manager import PassManager
+from autosp_ir.sim.lockstep import Simulation, simulate
+from tests.sim.programs import autosp, dense_gradients, mlp_inputs, parallel_mlp, traced_joint
+
+SIZE = 4
+
+
+def joint(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Program:
+    program = traced_joint(function, inputs, {"sp": SIZE})
+    infer_layouts(program)
+    return program
+
+
+def weight_reductions(sim: Simulation) -> list[str]:
+    return [c.op for c in sim.comm if c.phase == "backward" and c.op == "all_reduce"]
+
+
+def shared_weight(x: Tensor, w: Tensor) -> Tensor:
+    """One weight used three times, once transposed: three all-reduces meet in its gradient."""
+    h = autosp("shard", x, 1, "sp", SIZE)
+    h = h @ autosp("invariant_to_replicate", w, "sp", SIZE)
+    h = h @ autosp("invariant_to_replicate", w.t(), "sp", SIZE)
+    h = h.relu() @ autosp("invariant_to_replicate", w, "sp", SIZE)
+    return autosp("all_reduce", (h * h).sum(), "sp", SIZE)
+
+
+def dense_shared_weight(x: Tensor, w: Tensor) -> Tensor:
+    h = (x @ w @ w.t()).relu() @ w
+    return (h * h).sum()
+
+
+@pytest.mark.parametrize("mode", ["in_graph", "external"])
+def test_gradients_are_complete_either_way(mode: str) -> None:
+    inputs = mlp_inputs()
+    program = joint(parallel_mlp(SIZE), inputs)
+    result = PassManager(f"grad-sync{{mode={mode}}}").run(program).program
+    sim = simulate(result, {"x": inputs["x"]})
+    loss, gradients = dense_gradients(inputs)
+    torch.testing.assert_close(sim.loss, loss)
+    for name, expected in gradients.items():
+        torch.testing.assert_close(sim.grads[name], expected, rtol=1e-10, atol=1e-12)
+    assert len(weight_reductions(sim)) == (2 if mode == "in_graph" else 0)
+    assert result.info["grad_sync"] == mode
+    assert "grad-synced" in result.facts
+
+
+def test_external_ranks_return_their_share_times_the_ranks() -> None:
+    inputs = mlp_inputs(layers=1)
+    program = joint(parallel_mlp(SIZE), inputs)
+    reduction = program.find("autosp.all_reduce")[-1]
+    partials = simulate(program, {"x": inputs["x"]}, trace=True)
+    external = PassManager("grad-sync{mode=external}").run(program).program
+    returned = external.graph.output_node.operands[1]
+    assert returned.tensor_type.layout["sp"] == PARTIAL
+    sim = simulate(external, {"x": inputs["x"]}, trace=True)
+    for rank in range(SIZE):
+        share = partials.values[rank][reduction.operands[0].name]
+        torch.testing.assert_close(sim.values[rank][returned.name], SIZE * share)
+
+
+@pytest.mark.parametrize("mode", ["in_graph", "external"])
+def test_a_parameter_used_several_times_has_one_reduction(mode: str) -> None:
+    inputs = {"x": mlp_inputs()["x"], "w": mlp_inputs()["w0"]}
+    program = joint(shared_weight, inputs)
+    batch = {"x": inputs["x"]}
+    assert len(weight_reductions(simulate(program, batch))) == 3
+    result = PassManager(f"grad-sync{{mode={mode}}},lower-comm").run(program)
+    sim = simulate(result.program, batch)
+    assert len(weight_reductions(sim)) == (1 if mode == "in_graph" else 0)
+    assert result.statistics["grad-sync"]["merged"] == 2
+    weight = inputs["w"].clone().requires_grad_()
+    dense_shared_weight(inputs["x"], weight).backward()
+    torch.testing.assert_close(sim.grads["w"], weight.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_of_inputs_and_of_whole_parameters_stay_complete() -> None:
+    def mixed(x: Tensor, w0: Tensor, w1: Tensor) -> Tensor:
+        """`w0` scales the whole batch on every rank, `w1` meets tokens only."""
+        whole = x @ w0
+        h = autosp("shard", whole, 1, "sp", SIZE) @ autosp("invariant_to_replicate", w1, "sp", SIZE)
+        return autosp("all_reduce", (h * h).sum(), "sp", SIZE)
+
+    inputs = mlp_inputs()
+    program = joint(mixed, inputs)
+    # The third gradient returned once more, as if it belonged to the input.
+    extra = OutputSpec("grad of x", OutputKind.GRADIENT, "x")
+    program.signature.outputs.append(extra)
+    outputs = program.graph.output_node.args[0]
+    program.graph.output_node.set_args(((*outputs, outputs[2]),))
+    first = program.signature.inputs[0]
+    program.signature.inputs[0] = InputSpec(first.name, first.kind, first.target, True)
+    before = simulate(program, {"x": inputs["x"]})
+    external = PassManager("grad-sync{mode=external}").run(program).program
+    after = simulate(external, {"x": inputs["x"]})
+    for name in before.grads:
+        torch.testing.assert_close(after.grads[name], before.grads[name])
+    layouts = [v.tensor_type.layout["sp"] for v in external.graph.output_node.args[0]]
+    assert [placement == PARTIAL for placement in layouts] == [False, False, True, False]
