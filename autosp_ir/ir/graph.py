@@ -472,11 +472,21 @@ class Graph:
         """A copy with the same names, and the map from old values to new ones."""
         copy = Graph()
         mapping: dict[Value, Value] = {}
+
+        def copied(value: Value) -> Value:
+            if value in mapping:
+                return mapping[value]
+            raise VerifyError(
+                f"%{value.name} is read before it is defined, or belongs to another graph",
+                node=value.producer,
+                hint="call program.verify() to find the reader",
+            )
+
         for node in self.nodes:
             made = copy.create(
                 node.op,
-                map_values(node.args, mapping.__getitem__),
-                map_values(dict(node.kwargs), mapping.__getitem__),
+                map_values(node.args, copied),
+                map_values(dict(node.kwargs), copied),
                 name=node.name,
                 type=node.results[0].type if node.results else None,
                 phase=node.phase,
