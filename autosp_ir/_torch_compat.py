@@ -7,7 +7,7 @@ place with one message. Supported: torch 2.11 to 2.13.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -123,6 +123,7 @@ def _finite(number: Any) -> int | None:
 def declare_symbol(shape_env: Any, symbol: Any, hint: int | None, low: int | None, high: int | None) -> None:
     """Make a symbol known to a `ShapeEnv` under its own name, which torch's public calls cannot."""
     import sympy
+    from torch.fx.experimental.symbolic_shapes import ValueRangesSLoc
     from torch.utils._sympy.numbers import int_oo
     from torch.utils._sympy.value_ranges import ValueRanges
 
@@ -130,7 +131,21 @@ def declare_symbol(shape_env: Any, symbol: Any, hint: int | None, low: int | Non
     if hint is not None:
         (shape_env.var_to_val if values is None else values)[symbol] = sympy.Integer(hint)
     shape_env.var_to_range[symbol] = ValueRanges(-int_oo if low is None else low, int_oo if high is None else high)
+    here = shape_env._get_sloc()
+    shape_env.var_to_range_sloc[symbol] = ValueRangesSLoc(here, here)
     shape_env.var_to_sources[symbol] = []
+
+
+@contextlib.contextmanager
+def without_specializing(shape_env: Any) -> Iterator[None]:
+    """Run fake kernels on symbolic extents through their Python decompositions, recording no fact about a symbol.
+
+    The C++ kernels of some composite operators read plain sizes, which would fix a symbol to its example value.
+    """
+    from torch._dispatch.python import enable_python_dispatcher
+
+    with enable_python_dispatcher(), shape_env.suppress_guards():
+        yield
 
 
 def fx_calling_convention(graph: torch.fx.Graph) -> Any:

@@ -6,6 +6,7 @@ real strides forbid is emitted as `reshape`, which has the same value.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import Any
 
@@ -13,6 +14,7 @@ import sympy
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autosp_ir._torch_compat import without_specializing
 from autosp_ir.errors import AutoSPError, VerifyError
 from autosp_ir.ir.graph import Node, Value, map_values
 from autosp_ir.ir.types import Dim, NoneType, ScalarType, TensorType, TupleType, Type, type_of, without_layout
@@ -69,7 +71,9 @@ def _run_on_fakes(node: Node, fake_mode: FakeTensorMode) -> Type:
         return fake_of(value.type, fake_mode)
 
     try:
-        with fake_mode, torch.no_grad():
+        symbolic = any(_has_symbols(v.type) for v in node.operands)
+        quietly = without_specializing(fake_mode.shape_env) if symbolic else contextlib.nullcontext()
+        with fake_mode, torch.no_grad(), quietly:
             args = map_values(node.args, fake)
             kwargs = map_values(dict(node.kwargs), fake)
             return type_of(call_target(node, args, dict(kwargs)))
