@@ -230,3 +230,10 @@ def min_cut_saved_names(joint: torch.fx.GraphModule, forward_outputs: int, stati
     )
     inputs = [n for n in backward.graph.nodes if n.op == "placeholder"]
     return {n.name for n in inputs if "tangents" not in str(n.target)}
+
+
+def new_fake_mode() -> Any:
+    """A fake-tensor mode of its own, without symbols."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()

@@ -50,3 +50,9 @@ def test_cpu_flash_attention_pair() -> None:
 )
 def test_cuda_flash_attention_schemas(accessor: Callable[[], torch._ops.OpOverload], arguments: str) -> None:
     assert [argument.name for argument in accessor()._schema.arguments] == arguments.split()
+
+
+def test_a_new_fake_mode_makes_fake_tensors_with_strides() -> None:
+    with _torch_compat.new_fake_mode():
+        fake = torch.empty_strided((2, 3), (1, 2))
+    assert _torch_compat.is_fake(fake) and fake.stride() == (1, 2)

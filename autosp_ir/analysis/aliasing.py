@@ -16,8 +16,8 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autosp_ir._torch_compat import new_fake_mode
 from autosp_ir.errors import AutoSPError, VerifyError
 from autosp_ir.ir.graph import Node, Value, map_values
 from autosp_ir.ir.infer import call_target
@@ -80,7 +80,7 @@ class Aliasing:
         self._symbols = dict(symbols or {})
         self._known: dict[Value, Any] = {}
         self._memo: dict[Any, Any] = {}
-        self._mode = FakeTensorMode()
+        self._mode = new_fake_mode()
         self._count = 0
 
     def storages(self, value: Value) -> tuple[Storage, ...]:
