@@ -1,11 +1,12 @@
 """A builder so short that a test reads like the IR it builds.
 
+```python
 b = ProgramBuilder(mesh={"sp": 4})
-x = b.input("x", (1, 8, 16), layout={"sp": Shard(1)})
-w = b.parameter("w", (16, 16))
-y = b.aten.linear(x, w)
-b.output(y=y)
+x = b.autosp.shard(b.input("x", (1, 8, 16)), 1, "sp", 4)
+w = b.autosp.invariant_to_replicate(b.parameter("w", (16, 16)), "sp", 4)
+b.output(y=b.aten.linear(x, w))
 program = b.build()
+```
 """
 
 from __future__ import annotations
@@ -93,7 +94,11 @@ class ProgramBuilder:
         requires_grad: bool = False,
         device: str = "cpu",
     ) -> Value:
-        """Add a user input of a local shape."""
+        """Add a user input.
+
+        A program verifies with Invariant inputs only: cut them with `b.autosp.shard(x, 1, "sp", 4)`. Other layouts are
+        for trying a single layout rule.
+        """
         kind = _tensor_type(shape, dtype, layout, device)
         return self._placeholder(InputKind.USER_INPUT, name, kind, requires_grad)
 
@@ -226,8 +231,7 @@ class ProgramBuilder:
 
 
 def _tensor_type(shape: Iterable[Dim], dtype: torch.dtype, layout: Placements | None, device: str) -> TensorType:
-    placed = layout if isinstance(layout, Layout) else Layout(layout)
-    return TensorType(tuple(shape), dtype, torch.device(device), placed)
+    return TensorType(tuple(shape), dtype, torch.device(device), Layout(layout))
 
 
 __all__ = ["OpBuilder", "ProgramBuilder"]

@@ -1,10 +1,42 @@
-"""Layouts of what a rewrite creates, one mesh axis at a time."""
+"""Types and layouts of what a rewrite creates or changes."""
 
 from __future__ import annotations
 
+from autosp_ir.comm.layout import GradientFlow, infer_layout, place
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.program import Program
-from autosp_ir.ir.types import Layout, Placement, TensorType, TupleType, Type
+from autosp_ir.ir.types import Invariant, Layout, Placement, TensorType, TupleType, Type, map_tensors
+
+
+def infer_typed(
+    node: Node, program: Program, *, layout: Layout | None = None, hint: Type | None = None, flow: GradientFlow
+) -> Type:
+    """Infer a node's type and layout, and store it.
+
+    Args:
+        node: A node whose operands have types.
+        program: Its program; without a mesh every layout is Invariant.
+        layout: The layout of every tensor, instead of the inferred one.
+        hint: A type whose layout decides where several layouts hold.
+        flow: Gradient reachability of the program.
+
+    Returns:
+        The stored type.
+
+    Raises:
+        VerifyError: The operation rejects its operands. LayoutError when no layout follows.
+    """
+    kind = program.infer(node)
+    # Layout rules read the new shape from the node.
+    node.result.type = kind
+    if layout is not None:
+        kind = map_tensors(kind, lambda t: t.with_layout(layout))
+    else:
+        for axis in program.mesh:
+            wanted = _placements(hint, axis) if hint is not None else None
+            kind = place(kind, axis, infer_layout(node, program, axis, hint=wanted, flow=flow))
+    node.result.type = kind
+    return kind
 
 
 def layouts_of(kind: Type) -> list[Layout]:
@@ -16,27 +48,9 @@ def layouts_of(kind: Type) -> list[Layout]:
     return []
 
 
-def inferred_layouts(node: Node, program: Program) -> Type:
-    """The node's type with the layouts that follow from its operands; unchanged without a mesh.
-
-    Raises:
-        LayoutError: No layout follows.
-    """
-    if not program.mesh:
-        return node.result.type
-    from autosp_ir.comm.layout import infer_layout
-
-    kind = node.result.type
-    for axis in program.mesh:
-        kind = _placed(kind, axis, infer_layout(node, program, axis))
-    return kind
-
-
-def _placed(kind: Type, axis: str, placement: Placement | tuple[Placement | None, ...] | None) -> Type:
+def _placements(kind: Type, axis: str) -> Placement | tuple[Placement | None, ...] | None:
     if isinstance(kind, TensorType):
-        single = placement[0] if isinstance(placement, tuple) else placement
-        return kind.on_axis(axis, single) if single is not None else kind
+        return kind.layout[axis]
     if isinstance(kind, TupleType):
-        many = placement if isinstance(placement, tuple) else (placement,) * len(kind.elements)
-        return TupleType(tuple(_placed(e, axis, p) for e, p in zip(kind.elements, many, strict=True)))
-    return kind
+        return tuple(e.layout[axis] if isinstance(e, TensorType) else None for e in kind.elements)
+    return Invariant()

@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
+from autosp_ir.comm.layout import GradientFlow
 from autosp_ir.errors import VerifyError
 from autosp_ir.ir.graph import Graph, Node, Origin, Phase, Value, map_values
 from autosp_ir.ir.ops import OpDef
 from autosp_ir.ir.program import InputKind, InputSpec, OutputSpec, Program
-from autosp_ir.ir.types import Layout, TupleType, Type, map_tensors
+from autosp_ir.ir.types import Layout, Placement, TupleType, Type
 from autosp_ir.rewrite.events import EventLog, Listener, RewriteScope
-from autosp_ir.rewrite.layouts import inferred_layouts, layouts_of
+from autosp_ir.rewrite.layouts import infer_typed, layouts_of
 
 _TYPED_BY_HAND = ("placeholder", "get_attr", "output")
 
@@ -103,7 +104,7 @@ class Rewriter:
         kwargs: Mapping[str, Any] | None = None,
         *,
         type: Type | None = None,
-        layout: Layout | Mapping[str, Any] | None = None,
+        layout: Layout | Mapping[str, Placement] | None = None,
         name: str | None = None,
         phase: Phase | None = None,
         origin_from: Node | None = None,
@@ -276,13 +277,16 @@ class Rewriter:
     def reinfer(self, nodes: Iterable[Node]) -> None:
         """Infer types and layouts of `nodes` again, and of everything downstream whose operands changed.
 
-        Placeholders, get_attr nodes and the output keep the types they have.
+        Placeholders, get_attr nodes and the output keep the types they have. Where several layouts hold, the stored
+        one decides only while the layouts of all operands stay what they were.
 
         Raises:
             VerifyError: An operation rejects its new operands. LayoutError when a layout does not follow.
         """
         order = self.graph.index()
+        flow = GradientFlow(self.program)
         queue = [(order[n], n.id, n) for n in nodes]
+        moved = {n for _, _, n in queue}
         heapq.heapify(queue)
         done: set[Node] = set()
         while queue:
@@ -291,11 +295,14 @@ class Rewriter:
                 continue
             done.add(node)
             stored = node.result.type
-            self._infer(node, None)
-            if node.result.type != stored:
-                self._touch(node)
-                for reader in node.users:
-                    heapq.heappush(queue, (order[reader], reader.id, reader))
+            inferred = infer_typed(node, self.program, hint=None if node in moved else stored, flow=flow)
+            if inferred == stored:
+                continue
+            self._touch(node)
+            for reader in node.users:
+                heapq.heappush(queue, (order[reader], reader.id, reader))
+                if layouts_of(inferred) != layouts_of(stored):
+                    moved.add(reader)
         self._log.settle()
 
     def add_input(
@@ -350,21 +357,10 @@ class Rewriter:
         self.graph.erase(node)
         self._log.removed(node)
 
-    def _infer(self, node: Node, layout: Layout | Mapping[str, Any] | None) -> None:
-        """Infer the type, then the layout: layout rules may read the new shape and the old layout as a hint."""
-        old_layouts = layouts_of(node.result.type)
-        inferred = self.program.infer(node)
-        if layout is not None:
-            wanted = layout if isinstance(layout, Layout) else Layout(layout)
-            node.result.type = map_tensors(inferred, lambda t: t.with_layout(wanted))
-            return
-        hints = iter(old_layouts)
-        node.result.type = map_tensors(inferred, lambda t: t.with_layout(next(hints, Layout())))
-        node.result.type = inferred_layouts(node, self.program)
-
-    def _type_or_erase(self, node: Node, layout: Layout | Mapping[str, Any] | None) -> None:
+    def _type_or_erase(self, node: Node, layout: Layout | Mapping[str, Placement] | None) -> None:
+        wanted = Layout(layout) if layout is not None else None
         try:
-            self._infer(node, layout)
+            infer_typed(node, self.program, layout=wanted, flow=GradientFlow(self.program))
         except Exception:
             self.graph.erase(node)
             raise

@@ -28,7 +28,7 @@ def test_a_program_reads_like_its_ir() -> None:
 def test_layouts_of_inputs_are_kept() -> None:
     b = ProgramBuilder(mesh={"sp": 4})
     x = b.input("x", (1, 8, 16), torch.bfloat16, layout={"sp": Shard(1)})
-    y = b.call("aten.relu", (x,), layout={"sp": Shard(1)}, name="y")
+    y = b.call("aten.relu", (x,), name="y")
     b.output(y)
     program = b.build()
     assert program.mesh == {"sp": 4}

@@ -5,10 +5,10 @@ import operator
 import pytest
 import torch
 
-from autosp_ir.errors import VerifyError
+from autosp_ir.errors import LayoutError, VerifyError
 from autosp_ir.ir.graph import Origin, Phase, Value
 from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program
-from autosp_ir.ir.types import TensorType
+from autosp_ir.ir.types import Invariant, Partial, Shard, TensorType
 from autosp_ir.rewrite import ProgramBuilder, RewriteEvent, Rewriter
 
 
@@ -255,3 +255,54 @@ def test_replacements_that_create_nothing_are_events_of_their_own(program: Progr
     rewriter.replace(value(program, "relu"), value(program, "x"))
     rewriter.replace(value(program, "neg"), value(program, "x"))
     assert [len(e.removed) for e in events] == [1, 1]
+
+
+def sharded_program() -> tuple[Program, Value, Value]:
+    b = ProgramBuilder(mesh={"sp": 4})
+    x = b.autosp.shard(b.input("x", (2, 32, 8)), 1, "sp", 4)
+    y = b.aten.relu(x)
+    out = b.aten.view(y, [2, 8, 4, 2])
+    b.output(b.aten.neg(out))
+    return b.build(), x, y
+
+
+def test_layouts_follow_from_operands() -> None:
+    program, x, y = sharded_program()
+    rewriter = Rewriter(program, "toy")
+    with rewriter.after(y.producer):
+        heads = rewriter.create("autosp.all_to_all", (y, 2, 1, "sp", 4))
+        total = rewriter.create("aten.sum.dim_IntList", (x, [1]))
+        whole = rewriter.create("autosp.all_reduce", (total, "sp", 4))
+    assert heads.tensor_type.layout["sp"] == Shard(2)
+    assert total.tensor_type.layout["sp"] == Partial()
+    assert whole.tensor_type.layout["sp"] == Invariant()
+
+
+def test_a_layout_that_does_not_follow_is_refused_and_leaves_nothing() -> None:
+    sharded, x, _ = sharded_program()
+    rewriter = Rewriter(sharded)
+    before = len(sharded.graph)
+    with pytest.raises(LayoutError):
+        rewriter.create("aten.softmax.int", (x, 1))
+    assert len(sharded.graph) == before
+
+
+def test_reinfer_moves_layouts_downstream() -> None:
+    program, x, y = sharded_program()
+    rewriter = Rewriter(program, "toy")
+    with rewriter.before(y.producer):
+        gathered = rewriter.create("autosp.all_gather", (x, 1, "sp", 4, "invariant"))
+    rewriter.replace(x, gathered)
+    view = program.find("aten.view")[0]
+    rewriter.set_arg(view, "size", [2, 32, 4, 2])
+    rewriter.reinfer([y.producer])
+    assert y.tensor_type.shape == (2, 32, 8)
+    last = program.find("aten.neg")[0].result.tensor_type
+    assert (last.shape, last.layout["sp"]) == ((2, 32, 4, 2), Invariant())
+    program.verify()
+
+
+def test_a_given_layout_is_taken_as_it_is() -> None:
+    program, _, _ = sharded_program()
+    made = Rewriter(program).create("aten.ones", ([2, 8],), layout={"sp": Shard(1)})
+    assert made.tensor_type.layout["sp"] == Shard(1)
