@@ -96,7 +96,7 @@ def _check_counts(program: Program, expect: Mapping[str, int]) -> None:
 
 
 def _check_numbers(before: Program, after: Program, batch: Any, rtol: float, seed: int) -> None:
-    length = _BLOCKS_OF_TOKENS * max(2, *after.mesh.values(), *before.mesh.values())
+    length = _BLOCKS_OF_TOKENS * max([2, *after.mesh.values(), *before.mesh.values()])
     drawn = random_inputs(promote(before), length=length, seed=seed)
     given = drawn.batch if batch is None else promote_batch(batch)
     runs = [

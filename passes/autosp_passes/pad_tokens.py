@@ -93,6 +93,10 @@ class PadWalk(TokenWalk):
         up = self._make("operator.add", count, self.size - 1)
         return count, self._make("operator.mul", self._make("operator.floordiv", up, self.size), self.size)
 
+    def _behind(self, value: Value, before: Node) -> Node:
+        """Padded inputs stand behind the row numbers, which are counted in front of the first computation."""
+        return self._anchor if value.producer.op.kind == "placeholder" else super()._behind(value, before)
+
     @property
     def row_index(self) -> Value:
         """int64 `[padded]`: the true row that each padded row reads; padding repeats the last token."""
