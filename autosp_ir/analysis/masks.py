@@ -39,7 +39,12 @@ def mask_form(values: IndexValues, mask: Value) -> MaskForm | None:
         The attributes that express it exactly; None when that cannot be proved.
     """
     condition = visible(values, mask)
-    if condition is None or condition.at_least_zero is None:
+    return None if condition is None else form_of(condition)
+
+
+def form_of(condition: Condition) -> MaskForm | None:
+    """The attributes that express where a query may attend; None when there are none that do."""
+    if condition.at_least_zero is None:
         return None
     ahead: list[int] = []
     behind: list[int] = []
@@ -61,14 +66,15 @@ def visible(values: IndexValues, mask: Value) -> Condition | None:
     if not isinstance(found, Choice):
         return None
     lowest = torch.finfo(mask.tensor_type.dtype).min if mask.tensor_type.dtype.is_floating_point else -math.inf
-    if found.then == 0 and _masked(found.otherwise, lowest):
+    if found.then == 0 and certainly_masked(found.otherwise, lowest):
         return found.condition
-    if found.otherwise == 0 and _masked(found.then, lowest):
+    if found.otherwise == 0 and certainly_masked(found.then, lowest):
         return found.condition.negated()
     return None
 
 
-def _masked(number: Number, lowest: float) -> bool:
+def certainly_masked(number: Number, lowest: float = -math.inf) -> bool:
+    """Whether adding `number` to a score leaves no probability; `lowest` is the smallest number of the dtype."""
     return isinstance(number, int | float) and number <= max(_CERTAINLY_MASKED, lowest)
 
 
@@ -89,4 +95,4 @@ def _form(ahead: int | None, behind: int | None) -> MaskForm | None:
     return MaskForm(causal=False, window=ahead + 1) if ahead is not None and ahead == behind else None
 
 
-__all__ = ["MaskForm", "mask_form", "visible"]
+__all__ = ["MaskForm", "certainly_masked", "form_of", "mask_form", "visible"]

@@ -1,0 +1,64 @@
+"""Small questions that the rules ask of nodes and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.program import Program
+from autosp_ir.ir.types import TensorType
+
+SAME_VALUES = frozenset({"clone", "contiguous", "alias", "lift_fresh_copy"})
+"""Base names of operators whose result equals their operand, gradient included."""
+CASTS = frozenset({"to", "_to_copy", "type_as"})
+_DROPOUTS = frozenset({"dropout", "native_dropout"})
+
+
+def base(node: Node | None) -> str:
+    """The ATen base name, `add` for every overload of `aten.add`; empty for other operations."""
+    if node is None or not node.op.name.startswith("aten."):
+        return ""
+    return node.op.name.split(".")[1]
+
+
+def producer(value: Any) -> Node | None:
+    """The node that defines a value; None for a number."""
+    return value.producer if isinstance(value, Value) else None
+
+
+def tensor(value: Any) -> TensorType | None:
+    """The type of a tensor value; None for anything else."""
+    return value.type if isinstance(value, Value) and isinstance(value.type, TensorType) else None
+
+
+def skip_same(value: Value) -> Value:
+    """The value behind copies that change nothing."""
+    while base(value.producer) in SAME_VALUES:
+        value = value.producer.args[0]
+    return value
+
+
+def inactive_dropout(node: Node) -> bool:
+    """A dropout that returns its operand."""
+    return base(node) in _DROPOUTS and (node.arg("p", 1.0) == 0 or node.arg("train", True) is False)
+
+
+def wants_gradient(program: Program, value: Value) -> bool:
+    """Whether a gradient could flow into `value`: it depends on a parameter or input that asks for one."""
+    trainable = {s.name for s in program.signature.inputs if s.requires_grad}
+    pending, seen = [value], set()
+    while pending:
+        current = pending.pop()
+        kind = tensor(current)
+        if current in seen or base(current.producer) == "detach":
+            continue
+        if kind is not None and not (kind.dtype.is_floating_point or kind.dtype.is_complex):
+            continue
+        seen.add(current)
+        if current.name in trainable:
+            return True
+        pending.extend(current.producer.operands)
+    return False
+
+
+__all__ = ["CASTS", "SAME_VALUES", "base", "inactive_dropout", "producer", "skip_same", "tensor", "wants_gradient"]

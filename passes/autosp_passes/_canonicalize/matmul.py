@@ -1,0 +1,229 @@
+"""`softmax(q @ k.T) @ v` written with separate operators, as `autosp.attention`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from autosp_ir.analysis.index_domain import ALWAYS, Condition
+from autosp_ir.analysis.index_values import IndexValues, index_values, used_facts
+from autosp_ir.analysis.masks import MaskForm, certainly_masked, form_of, visible
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.program import Program
+from autosp_ir.pipeline.base import PassContext
+from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._canonicalize.match import (
+    CASTS,
+    SAME_VALUES,
+    base,
+    inactive_dropout,
+    tensor,
+    wants_gradient,
+)
+from autosp_passes._canonicalize.scores import Mask, Scores, read_scores
+
+_RESHAPES = ("view", "reshape", "_unsafe_view")
+_PRODUCTS = ("matmul", "bmm")
+_SOFTMAXES = ("softmax", "_softmax", "_safe_softmax")
+
+
+@dataclass
+class Site:
+    """One attention in separate operators.
+
+    Attributes:
+        product: The product with the values.
+        softmax: The softmax.
+        scores: Its operand, taken apart.
+        v: `[…, Skv, Dv]`.
+        form: What the provable masks say.
+        proved: The masks and biases that `form` rests on.
+        masks: Masks that stay.
+        biases: Biases that stay.
+    """
+
+    product: Node
+    softmax: Node
+    scores: Scores
+    v: Value
+    form: MaskForm
+    proved: list[Value]
+    masks: list[Mask]
+    biases: list[tuple[Value, float]]
+
+
+def rewrite_matmuls(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
+    """Replace softmax between two products by `autosp.attention`; a remark says why another one stays."""
+    softmaxes = [n for n in program.graph.nodes if base(n) in _SOFTMAXES]
+    if not softmaxes:
+        return
+    values = index_values(program)
+    rests_on: list[Value] = []
+    for softmax in softmaxes:
+        site = _site(values, softmax)
+        if site is None:
+            continue
+        reason = _obstacle(program, site)
+        if reason is not None:
+            ctx.remark("missed", softmax, f"attention stays in separate operators: {reason}")
+            continue
+        with rewriter.rewrite():
+            rewriter.replace(site.product, _attention(rewriter, site))
+        rests_on.extend(site.proved)
+        ctx.count("matmul-softmax-matmul")
+    program.info["batch_facts"] = {**program.info.get("batch_facts", {}), **used_facts(values, rests_on)}
+
+
+def _site(values: IndexValues, softmax: Node) -> Site | None:
+    kind = softmax.result.tensor_type
+    dim = softmax.arg("dim")
+    if not isinstance(dim, int) or kind.ndim not in (3, 4) or dim % kind.ndim != kind.ndim - 1:
+        return None
+    product = _product_with_values(softmax)
+    scores = read_scores(values, softmax.args[0]) if product is not None else None
+    if product is None or scores is None:
+        return None
+    return _with_masks(values, Site(product, softmax, scores, product.args[1], MaskForm(False, None), [], [], []))
+
+
+def _product_with_values(softmax: Node) -> Node | None:
+    """The product that alone reads the probabilities, through casts, copies and one reshape."""
+    node = softmax
+    while True:
+        readers = node.users
+        if len(readers) != 1:
+            return None
+        previous, node = node, readers[0]
+        name = base(node)
+        if name in _PRODUCTS:
+            return node if node.args[0] is previous.result and node.args[1] is not previous.result else None
+        same = name in SAME_VALUES or name in CASTS or name in _RESHAPES or inactive_dropout(node)
+        if not same or node.args[0] is not previous.result:
+            return None
+
+
+def _with_masks(values: IndexValues, site: Site) -> Site:
+    """Sort masks and biases into what is proved and what stays."""
+    condition = ALWAYS
+    for mask in site.scores.masks:
+        found = values.of(mask.where)
+        known = found if mask.visible else found.negated() if isinstance(found, Condition) else None
+        if isinstance(known, Condition) and certainly_masked(mask.fill, torch.finfo(_dtype(site)).min):
+            condition = condition.both(known)
+            site.proved.append(mask.where)
+        else:
+            site.masks.append(mask)
+    for bias, factor in site.scores.biases:
+        known = visible(values, bias)
+        if known is not None:
+            condition = condition.both(known)
+            site.proved.append(bias)
+        else:
+            site.biases.append((bias, factor))
+    form = form_of(condition)
+    if form is not None:
+        site.form = form
+        return site
+    site.proved, site.masks, site.biases = [], list(site.scores.masks), list(site.scores.biases)
+    return site
+
+
+def _dtype(site: Site) -> torch.dtype:
+    return site.softmax.args[0].tensor_type.dtype if isinstance(site.softmax.args[0], Value) else torch.float32
+
+
+def _obstacle(program: Program, site: Site) -> str | None:
+    q, kt, v = (tensor(x) for x in (site.scores.q, site.scores.kt, site.v))
+    if q is None or kt is None or v is None or len({q.dtype, kt.dtype, v.dtype}) > 1:
+        return "queries, keys and values differ in dtype"
+    if not q.ndim == kt.ndim == v.ndim or (site.scores.lead is not None and q.ndim != 3):
+        return "queries, keys and values differ in rank"
+    if q.ndim == 4 and (q.shape[0] != kt.shape[0] or kt.shape[:2] != v.shape[:2] or kt.shape[1] not in (1, q.shape[1])):
+        return "heads or batch are broadcast"
+    if q.ndim == 3 and len({q.shape[0], kt.shape[0], v.shape[0]}) > 1:
+        return "batch is broadcast"
+    if any(wants_gradient(program, bias) for bias, _ in site.biases):
+        return "its bias is learned"
+    lowest = torch.finfo(_dtype(site)).min
+    if any(m.fill > lowest for m in site.masks):
+        return "a mask that is not provably causal fills with a finite number, so fully masked rows would differ"
+    return None
+
+
+def _attention(rewriter: Rewriter, site: Site) -> Value:
+    """Build the node in front of the product with the values."""
+    scores = site.scores
+    with rewriter.before(site.product):
+        q, v = scores.q, site.v
+        k = rewriter.create("aten.transpose.int", (scores.kt, -2, -1))
+        operands = [_four_dims(rewriter, x, scores.lead) for x in (q, k, v)]
+        bias = _operand(rewriter, site)
+        attributes = {"causal": site.form.causal, "window": site.form.window, "scale": scores.scale}
+        both = rewriter.create("autosp.attention", (*operands, bias), attributes, name="attention")
+        (out,) = rewriter.unpack(both, 1)
+        wanted = site.product.result.tensor_type
+        return out if wanted.ndim == 4 else _three_dims(rewriter, out, scores.lead)
+
+
+def _four_dims(rewriter: Rewriter, value: Value, lead: tuple[Any, ...] | None) -> Value:
+    kind = value.tensor_type
+    if kind.ndim == 4:
+        return value
+    if lead is None:
+        return rewriter.create("aten.unsqueeze", (value, 1))
+    return rewriter.create("aten.reshape", (value, [*_one_open(lead, kind.shape[1:])]))
+
+
+def _one_open(lead: tuple[Any, ...], rest: tuple[Any, ...]) -> list[int]:
+    """A shape for `reshape` in which a symbolic extent is left to be inferred."""
+    return [extent if isinstance(extent, int) else -1 for extent in (*lead, *rest)]
+
+
+def _three_dims(rewriter: Rewriter, out: Value, lead: tuple[Any, ...] | None) -> Value:
+    return (
+        rewriter.create("aten.squeeze.dim", (out, 1))
+        if lead is None
+        else rewriter.create("aten.flatten.using_ints", (out, 0, 1))
+    )
+
+
+def _operand(rewriter: Rewriter, site: Site) -> Value | None:
+    """The masks and biases that stay, as one operand that broadcasts to `[B, H, Sq, Skv]`."""
+    bias: Value | None = None
+    for value, factor in site.biases:
+        scaled = value if factor == 1.0 else rewriter.create("aten.mul.Tensor", (value, factor))
+        bias = scaled if bias is None else rewriter.create("aten.add.Tensor", (bias, scaled))
+    exact = [m for m in site.masks if m.fill == -math.inf]
+    for mask in site.masks:
+        if mask in exact and bias is None and len(exact) == len(site.masks):
+            continue
+        bias = _filled(rewriter, site, mask, bias)
+    if bias is None and exact:
+        bias = _conjunction(rewriter, exact)
+    if bias is not None and site.scores.lead is None and site.scores.q.tensor_type.ndim == 3:
+        return rewriter.create("aten.unsqueeze", (bias, 1)) if bias.tensor_type.ndim == 3 else bias
+    return bias
+
+
+def _filled(rewriter: Rewriter, site: Site, mask: Mask, bias: Value | None) -> Value:
+    """A mask as an addend: the fill absorbs any score, so rows that are masked throughout keep their uniform sum."""
+    device = mask.where.tensor_type.device
+    attributes = {"dtype": site.scores.q.tensor_type.dtype, "device": device, "pin_memory": False}
+    fill = rewriter.create("aten.full", ([], mask.fill), attributes)
+    kept = bias if bias is not None else rewriter.create("aten.full", ([], 0.0), attributes)
+    then, otherwise = (kept, fill) if mask.visible else (fill, kept)
+    return rewriter.create("aten.where.self", (mask.where, then, otherwise))
+
+
+def _conjunction(rewriter: Rewriter, masks: list[Mask]) -> Value:
+    result: Value | None = None
+    for mask in masks:
+        where = mask.where if mask.visible else rewriter.create("aten.logical_not", (mask.where,))
+        result = where if result is None else rewriter.create("aten.logical_and", (result, where))
+    return result if result is not None else masks[0].where
+
+
+__all__ = ["rewrite_matmuls"]

@@ -1,0 +1,48 @@
+"""`canonicalize`: one spelling for what later passes look for.
+
+Attention becomes `autosp.attention`, from SDPA in any call form and from separate products and softmax; keys and
+values are read unexpanded; provable masks become attributes; losses of cut logits read shifted labels. Every rewrite
+is exact. What cannot be rewritten exactly is left as it is, with a remark.
+"""
+
+from __future__ import annotations
+
+from autosp_ir.ir.program import Program
+from autosp_ir.pipeline.base import Pass, PassContext
+from autosp_ir.rewrite.attention_masks import fold_attention_masks
+from autosp_passes._canonicalize.einsum import rewrite_einsums
+from autosp_passes._canonicalize.heads import fold_repeats
+from autosp_passes._canonicalize.losses import rewrite_losses
+from autosp_passes._canonicalize.matmul import rewrite_matmuls
+from autosp_passes._canonicalize.sdpa import rewrite_sdpa
+
+
+class Canonicalize(Pass):
+    """Bring attention, masks and losses into the one form that later passes expect."""
+
+    name = "canonicalize"
+    stage = "forward"
+    provides = frozenset({"canonical"})
+    conflicts = frozenset({"padded", "token-partitioned"})
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Rewrite `program` in place.
+
+        Raises:
+            UnsupportedError: Attention with dropout.
+        """
+        rewriter = ctx.rewriter(program)
+        rewriter.dead_code()
+        rewrite_sdpa(program, rewriter, ctx)
+        rewrite_einsums(program, rewriter, ctx)
+        rewrite_matmuls(program, rewriter, ctx)
+        fold_repeats(program, rewriter, ctx)
+        self._fold_masks(program, ctx)
+        rewrite_losses(program, rewriter, ctx)
+        rewriter.dead_code()
+
+    def _fold_masks(self, program: Program, ctx: PassContext) -> None:
+        masks = fold_attention_masks(program, ctx.rewriter(program))
+        ctx.count("masks-folded", len(masks.folded))
+        for node in masks.kept:
+            ctx.remark("missed", node, "the mask is not provably causal or a window, so it stays an operand")
