@@ -110,10 +110,14 @@ def symbolic_functions() -> dict[str, Any]:
 
 def symbol_facts(shape_env: Any, symbol: Any) -> tuple[int | None, int | None, int | None]:
     """A symbol's example value, lower and upper bound in a `ShapeEnv`; None where it has none."""
-    values = getattr(shape_env, "backed_var_to_val", None) or getattr(shape_env, "var_to_val", {})
-    hint, bounds = values.get(symbol), shape_env.var_to_range.get(symbol)
+    hint, bounds = _example_values(shape_env).get(symbol), shape_env.var_to_range.get(symbol)
     low, high = (bounds.lower, bounds.upper) if bounds is not None else (None, None)
     return _finite(hint), _finite(low), _finite(high)
+
+
+def _example_values(shape_env: Any) -> dict[Any, Any]:
+    found: dict[Any, Any] | None = getattr(shape_env, "backed_var_to_val", None)  # torch 2.12 and newer
+    return shape_env.var_to_val if found is None else found
 
 
 def _finite(number: Any) -> int | None:
@@ -127,9 +131,8 @@ def declare_symbol(shape_env: Any, symbol: Any, hint: int | None, low: int | Non
     from torch.utils._sympy.numbers import int_oo
     from torch.utils._sympy.value_ranges import ValueRanges
 
-    values = getattr(shape_env, "backed_var_to_val", None)
     if hint is not None:
-        (shape_env.var_to_val if values is None else values)[symbol] = sympy.Integer(hint)
+        _example_values(shape_env)[symbol] = sympy.Integer(hint)
     shape_env.var_to_range[symbol] = ValueRanges(-int_oo if low is None else low, int_oo if high is None else high)
     here = shape_env._get_sloc()
     shape_env.var_to_range_sloc[symbol] = ValueRangesSLoc(here, here)

@@ -82,11 +82,18 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
 
 def object_path(item: Any) -> str | None:
     """`module:qualified.name` under which an object (an enum member, a function) can be found again, or None."""
-    home = type(item) if isinstance(item, enum.Enum) else item
-    module, qualified = getattr(home, "__module__", None), getattr(home, "__qualname__", None)
+    if isinstance(item, enum.Enum) or isinstance(getattr(type(item), "__members__", None), dict):  # pybind11's enums
+        # torch re-exports some of its compiled enums without their underscore.
+        for name in (type(item).__qualname__, type(item).__qualname__.lstrip("_")):
+            path = f"{type(item).__module__}:{name}.{item.name}"
+            found = find_object(path)
+            if type(found) is type(item) and found == item:
+                return path
+        return None
+    module, qualified = getattr(item, "__module__", None), getattr(item, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualified, str):
         return None
-    path = f"{module}:{qualified}.{item.name}" if isinstance(item, enum.Enum) else f"{module}:{qualified}"
+    path = f"{module}:{qualified}"
     return path if find_object(path) is item else None
 
 
