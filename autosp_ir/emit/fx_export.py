@@ -7,6 +7,7 @@ the node.
 from __future__ import annotations
 
 import builtins
+import itertools
 import keyword
 from collections.abc import Mapping
 from typing import Any
@@ -100,11 +101,11 @@ class _Exporter:
         args, kwargs = map_values(node.args, made.__getitem__), map_values(dict(node.kwargs), made.__getitem__)
         if node.op.kind == "get_attr":
             args = ()
-        name = node.name if node.op.kind != "output" else record.name or "output"
+        name = _legal_name(node, record)
         exported = out.create_node(
             node.op.kind, self._target(node, record), args, dict(kwargs), name, record.annotation
         )
-        if exported.name != name and not _shadows(name, node, record):
+        if exported.name != name:
             force_fx_name(exported, name)
         exported.meta = self._meta(node, record)
         return exported
@@ -146,10 +147,17 @@ def _refresh_val(meta: dict[str, Any], kind: Type, record: FxRecord, fake_mode: 
         meta.pop("val", None)
 
 
-def _shadows(name: str, node: Node, record: FxRecord) -> bool:
-    """Whether FX was right to refuse a name: it would hide something that generated code refers to."""
+def _legal_name(node: Node, record: FxRecord) -> str:
+    """The node's name, or a free one if it would hide something that FX's generated code refers to."""
+    if node.op.kind == "output":
+        return record.name or "output"
+    name = node.name
+    # FX itself hides builtins only under names that export took from the user's arguments.
     imported = record != FxRecord() or "val" in node.meta
-    return keyword.iskeyword(name) or name in _RESERVED or (hasattr(builtins, name) and not imported)
+    if not keyword.iskeyword(name) and name not in _RESERVED and (imported or not hasattr(builtins, name)):
+        return name
+    taken = {n.name for n in node.graph.nodes}
+    return next(free for i in itertools.count(1) if (free := f"{name}_{i}") not in taken)
 
 
 def _arity(graph: Graph) -> tuple[int, int]:
