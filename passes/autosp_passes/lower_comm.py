@@ -18,7 +18,7 @@ from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program, Stage
-from autosp_ir.ir.types import INVARIANT, Shard
+from autosp_ir.ir.types import INVARIANT, Layout, Shard, TensorType, map_tensors
 from autosp_ir.ir.verify import nested_graphs
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
@@ -43,6 +43,7 @@ class LowerComm(Pass):
         """
         _refuse_nested(program)
         rewriter = ctx.rewriter(program)
+        _forget_single_ranks(program, rewriter)
         for node in program.graph.nodes:
             if not _communicates(node) or node.is_op(*_ERASED_ALONE):
                 continue
@@ -60,10 +61,29 @@ class LowerComm(Pass):
         program.stage = Stage.LOWERED
 
 
+def _forget_axes_of_one_rank(program: Program, rewriter: Rewriter) -> None:
+    """One rank holds everything: its shards and partial sums are whole, and no operator is left to convert them."""
+    for axis in [axis for axis, size in program.mesh.items() if size == 1]:
+        for value in [v for node in program.graph.nodes for v in node.results]:
+            rewriter.set_type(value, map_tensors(value.type, lambda t, axis=axis: t.on_axis(axis, INVARIANT)))
+
+
 def _communicates(node: Node) -> bool:
     return node.op.name.startswith("autosp.") and bool(
         node.op.traits & {Trait.COLLECTIVE, Trait.IDENTITY, Trait.READS_RANK}
     )
+
+
+def _forget_single_ranks(program: Program, rewriter: Rewriter) -> None:
+    """Along an axis of one rank everything is whole, once its collectives are gone."""
+    single = [axis for axis, size in program.mesh.items() if size == 1]
+
+    def whole(kind: TensorType) -> TensorType:
+        return kind.with_layout(Layout({a: p for a, p in kind.layout.items() if a not in single}))
+
+    for node in program.graph.nodes if single else ():
+        for value in node.results:
+            rewriter.set_type(value, map_tensors(value.type, whole))
 
 
 def _refuse_nested(program: Program) -> None:
