@@ -25,6 +25,7 @@ from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.types import Dim, ScalarType, TensorType, TupleType, Type
 
 WAIT = "_c10d_functional.wait_tensor"
+_RANKED = frozenset({Trait.COLLECTIVE, Trait.READS_RANK})
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,16 @@ class _Result:
     bytes: int
 
 
+def passes_through(node: Node) -> bool:
+    """Whether a layout operator gives what it is given: an identity, or any operator over one rank.
+
+    They return copies when run one by one, but `lower-comm` erases them, so they are not part of a program's memory.
+    """
+    if not node.op.name.startswith("autosp.") or not node.operands:
+        return False
+    return node.op.has(Trait.IDENTITY) or (node.arg("size") == 1 and bool(node.op.traits & _RANKED))
+
+
 class Aliasing:
     """Follows storages through a graph, one node at a time, in program order.
 
@@ -103,6 +114,8 @@ class Aliasing:
         if node.op.target is operator.getitem:
             found = self._known[node.args[0]]
             return found[node.args[1]] if isinstance(found, tuple) else found
+        if passes_through(node):
+            return self._known[node.operands[0]]
         if node.op.name == WAIT:
             return replace(self._known[node.operands[0]], held=())
         operands = [t for v in node.operands for t in _tensors(self._known[v])]

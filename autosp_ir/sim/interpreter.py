@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from autosp_ir.analysis.aliasing import WAIT, passes_through
 from autosp_ir.errors import AutoSPError, SimulationError
 from autosp_ir.ir.graph import Graph, Node, Value, map_values
 from autosp_ir.ir.infer import call_target
@@ -18,7 +19,7 @@ from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program
 from autosp_ir.sim.collectives import COLLECTIVES
 from autosp_ir.sim.memory import InFlight, MemoryMeter
-from autosp_ir.sim.requests import WAIT, Request, request_of
+from autosp_ir.sim.requests import Request, request_of
 
 Steps = Generator[Request, Tensor, Any]
 
@@ -55,6 +56,7 @@ class RankInterpreter:
         self._coordinates = coordinates
         self._meter = meter
         self._keep = keep
+        self._mutates = any(node.op.has(Trait.MUTATES) for node in program.graph.nodes)
 
     def run(self) -> Steps:
         """Step to each collective; return the flat list of outputs.
@@ -99,6 +101,9 @@ class RankInterpreter:
             return _awaited(node, values)
         args = _read(node, node.args, values)
         kwargs = dict(_read(node, dict(node.kwargs), values))
+        if passes_through(node):
+            operand = values[node.arg("x")]
+            return operand.clone() if self._mutates else operand
         if node.op.has(Trait.COLLECTIVE):
             return (yield request_of(node, args, kwargs))
         if node.op.has(Trait.READS_RANK):

@@ -37,7 +37,7 @@ class Simulation:
         outputs: Per rank, the model's outputs by name.
         buffers: Buffers that the program writes, by canonical name.
         grads: Gradients by canonical parameter or input name, complete; tied parameters appear once.
-        comm: Every collective in the order rank 0 issues it.
+        comm: Every collective over more than one rank, in the order rank 0 issues it.
         peak_bytes: Per rank, the most bytes of storage alive at once; parameters and inputs are not counted.
         values: Per rank, every value by name; filled when simulated with `trace=True`.
     """
@@ -104,9 +104,9 @@ def simulate(
     """
     per_rank = _per_rank(program, programs)
     if gradients:
-        differentiated = {id(p): _with_gradients(p) for p in per_rank}
+        differentiated = {key: _with_gradients(p) for key, p in {id(p): p for p in per_rank}.items()}
         per_rank = [differentiated[id(p)] for p in per_rank]
-    for each in per_rank:
+    for each in {id(p): p for p in per_rank}.values():
         check_emittable(each)
     mesh = RankMesh.of(per_rank[0].mesh)
     meters = [MemoryMeter() for _ in per_rank]

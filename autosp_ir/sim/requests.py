@@ -12,8 +12,6 @@ from autosp_ir.errors import SimulationError
 from autosp_ir.ir.graph import Node
 from autosp_ir.sim.collectives import COLLECTIVES
 
-WAIT = "_c10d_functional.wait_tensor"
-
 _SHORT_NAMES = {
     "all_gather_into_tensor": "all_gather",
     "reduce_scatter_tensor": "reduce_scatter",

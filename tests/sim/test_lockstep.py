@@ -9,7 +9,7 @@ from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, P
 from autosp_ir.ir.types import TensorType
 from autosp_ir.sim.lockstep import simulate
 from autosp_ir.sim.mesh import RankMesh
-from tests.sim.programs import autosp, dense_gradients, mlp_inputs, parallel_mlp, traced, traced_joint
+from tests.sim.programs import autosp, dense_gradients, dense_mlp, mlp_inputs, parallel_mlp, traced, traced_joint
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
@@ -34,6 +34,15 @@ def test_collectives_are_recorded_in_order_with_bytes_and_phase() -> None:
         ("all_reduce", "sp", weight, "backward"),
     ]
     assert [c.wire_bytes for c in sim.comm] == [activations // 2, activations // 2, 8, weight]
+
+
+def test_one_rank_does_not_communicate_and_identities_cost_no_memory() -> None:
+    inputs = mlp_inputs()
+    batch = {"x": inputs["x"]}
+    dense = simulate(traced_joint(dense_mlp, inputs), batch)
+    alone = simulate(traced_joint(parallel_mlp(1), inputs, {"sp": 1}), batch)
+    assert alone.comm == []
+    assert alone.peak_bytes == dense.peak_bytes
 
 
 def test_outputs_and_trace_are_per_rank() -> None:
