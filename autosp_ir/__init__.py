@@ -1,1 +1,117 @@
-"""Sequence-parallel training as composable passes over a small dataflow IR."""
+"""Sequence-parallel training as composable passes over a small dataflow IR.
+
+    step = autosp_ir.parallelize(model, batch)          # under torchrun: one sequence over all ranks
+    program = autosp_ir.capture(model, batch)           # or pass by pass
+    result = autosp_ir.PassManager("canonicalize,token-partition,ulysses").run(program, mesh={"sp": 4})
+    simulated = autosp_ir.simulate(result.program, batch)
+"""
+
+from autosp_ir import testing
+from autosp_ir.analysis.liveness import liveness
+from autosp_ir.analysis.token_axis import token_factors
+from autosp_ir.capture.fx_import import import_graph
+from autosp_ir.capture.program import capture
+from autosp_ir.comm.rules.base import rule
+from autosp_ir.emit.parallelize import emit, parallelize
+from autosp_ir.errors import (
+    AutoSPError,
+    CaptureError,
+    DeadlockError,
+    ImportGraphError,
+    LayoutError,
+    ParseError,
+    PassError,
+    PipelineError,
+    RuntimeMismatchError,
+    SimulationError,
+    UnsupportedError,
+    VerifyError,
+)
+from autosp_ir.ir.graph import Graph, Node, Origin, Phase, Value
+from autosp_ir.ir.ops import OpDef, Trait, register_op
+from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program, Signature, Stage
+from autosp_ir.ir.text import parse
+from autosp_ir.ir.types import Invariant, Layout, Partial, Placement, Replicate, Shard, TensorType
+from autosp_ir.pipeline import (
+    DEFAULT_PIPELINE,
+    Analysis,
+    Pass,
+    PassContext,
+    PassManager,
+    PassResult,
+    Remark,
+    format_pipeline,
+    get_pass,
+    instruments,
+    parse_pipeline,
+    register_pass,
+    registered_passes,
+)
+from autosp_ir.rewrite.builder import ProgramBuilder
+from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_ir.sim.lockstep import Simulation, simulate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_PIPELINE",
+    "Analysis",
+    "AutoSPError",
+    "CaptureError",
+    "DeadlockError",
+    "Graph",
+    "ImportGraphError",
+    "InputKind",
+    "InputSpec",
+    "Invariant",
+    "Layout",
+    "LayoutError",
+    "Node",
+    "OpDef",
+    "Origin",
+    "OutputKind",
+    "OutputSpec",
+    "ParseError",
+    "Partial",
+    "Pass",
+    "PassContext",
+    "PassError",
+    "PassManager",
+    "PassResult",
+    "Phase",
+    "PipelineError",
+    "Placement",
+    "Program",
+    "ProgramBuilder",
+    "Remark",
+    "Replicate",
+    "Rewriter",
+    "RuntimeMismatchError",
+    "Shard",
+    "Signature",
+    "Simulation",
+    "SimulationError",
+    "Stage",
+    "TensorType",
+    "Trait",
+    "UnsupportedError",
+    "Value",
+    "VerifyError",
+    "capture",
+    "emit",
+    "format_pipeline",
+    "get_pass",
+    "import_graph",
+    "instruments",
+    "liveness",
+    "parallelize",
+    "parse",
+    "parse_pipeline",
+    "register_op",
+    "register_pass",
+    "registered_passes",
+    "rule",
+    "simulate",
+    "testing",
+    "token_factors",
+]

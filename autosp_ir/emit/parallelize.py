@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
+from autosp_ir.comm.layout import check_emittable
 from autosp_ir.emit.binding import bind_mesh
 from autosp_ir.emit.module import make_module
 from autosp_ir.emit.runtime import FixedRuntime, ProgramRunner, RecapturingRuntime
@@ -21,14 +24,11 @@ from autosp_ir.errors import PipelineError, RuntimeMismatchError, UnsupportedErr
 from autosp_ir.ir.program import Program, Stage
 from autosp_ir.pipeline.base import Pass
 from autosp_ir.pipeline.manager import PassManager
+from autosp_ir.pipeline.registry import format_pipeline, get_pass, parse_pipeline
+from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
 
 Backend = Literal["inductor", "aot_eager", "eager"]
 GradSync = Literal["in_graph", "external"]
-
-DEFAULT_PIPELINE = (
-    "canonicalize,pad-tokens,token-partition,ulysses,differentiate,remat{policy=min-cut},grad-sync,lower-comm"
-)
-"""The pipeline that `parallelize` runs."""
 
 _FINISHING = ("differentiate", "remat", "grad-sync", "lower-comm")
 _BACKENDS = ("inductor", "aot_eager", "eager")
@@ -85,22 +85,11 @@ def _inductor(graph: fx.GraphModule) -> Callable[..., Any]:
     return compiled
 
 
-def check_emittable(program: Program) -> None:
-    """Refuse a program in which attention over cut tokens was never resolved.
-
-    Raises:
-        UnsupportedError: An attention still reads token shards.
-    """
-    from autosp_ir.comm.layout import check_emittable as check
-
-    check(program)
-
-
 def finish(program: Program) -> Program:
     """Run the passes that a program still needs to be emitted: differentiation, saved values, lowering."""
-    names = _FINISHING if program.stage is Stage.FORWARD else _FINISHING[1:]
-    missing = [n for n in names if n not in program.info.get("passes", [])]
-    return PassManager(",".join(missing)).run(program, mesh=program.mesh).program
+    wanted = [get_pass(name)() for name in _FINISHING]
+    left = [p for p in wanted if not p.provides <= program.facts]
+    return PassManager(left).run(program, mesh=program.mesh).program
 
 
 def _check_backend(backend: str) -> None:
@@ -183,8 +172,6 @@ def _positional(batch: Any) -> tuple[Any, ...]:
 
 
 def _as_mapping(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    import inspect
-
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
@@ -211,8 +198,6 @@ def _axis_size(mesh: DeviceMesh | None, axis: str) -> int:
 
 def _unstarted_world() -> int:
     """One rank, unless a launcher started several and nobody called init_process_group."""
-    import os
-
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return 1
@@ -222,9 +207,7 @@ def _unstarted_world() -> int:
     )
 
 
-def _pipeline(
-    pipeline: str | Sequence[Pass] | None, backend: Backend, axis: str, grad_sync: GradSync
-) -> list[Pass]:
+def _pipeline(pipeline: str | Sequence[Pass] | None, backend: Backend, axis: str, grad_sync: GradSync) -> list[Pass]:
     chosen = pipeline if pipeline is not None else default_pipeline(axis, grad_sync)
     passes = list(PassManager(chosen).passes)
     if backend != "eager":
@@ -240,9 +223,9 @@ def _pipeline(
 
 def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph") -> str:
     """`DEFAULT_PIPELINE` for another axis name or gradient synchronisation."""
-    text = DEFAULT_PIPELINE.replace("grad-sync", f"grad-sync{{mode={grad_sync}}}" if grad_sync != "in_graph" else "grad-sync")
-    if axis == "sp":
-        return text
-    for name in ("pad-tokens", "token-partition", "ulysses"):
-        text = text.replace(name, f"{name}{{axis={axis}}}")
-    return text
+    passes = parse_pipeline(DEFAULT_PIPELINE)
+    for index, each in enumerate(passes):
+        changed = {"axis": axis, "mode": grad_sync}
+        given = {k: v for k, v in changed.items() if k in type(each.options).model_fields}
+        passes[index] = type(each)(**(each.options.model_dump() | given))
+    return format_pipeline(passes)
