@@ -114,11 +114,15 @@ def _outcome(ctx: RuleContext) -> Outcome:
     if op.layout_rule is not None:
         made: Outcome = op.layout_rule(ctx)
         return made
-    if op.has(Trait.RANDOM) and ctx.size > 1:
+    if op.has(Trait.RANDOM) and ctx.size > 1 and not _probability_is_zero(ctx):
         ctx.fail("each rank would draw other numbers", "remove the random operation, or set its probability to 0")
     if op.has(Trait.POINTWISE) and not op.has(Trait.MUTATES):
         return rules.pointwise.pointwise(ctx)
     return refuse_unless_whole(ctx, "the operation has no layout rule, so every operand must be whole")
+
+
+def _probability_is_zero(ctx: RuleContext) -> bool:
+    return any(ctx.arg(name) == 0 for name in ("p", "dropout_p", "dropout"))
 
 
 def _element(ctx: RuleContext) -> Outcome:
@@ -193,6 +197,14 @@ def _agreed(node: Node, axis: str, values: Iterable[Value]) -> Placement | None:
     return found.pop() if len(found) == 1 else None
 
 
+def checked_axes(program: Program) -> list[str]:
+    """The mesh axes along which layouts mean something.
+
+    Lowering erases collectives over one rank, after which every layout of that axis says the same.
+    """
+    return [a for a, size in program.mesh.items() if size > 1 or program.stage is not Stage.LOWERED]
+
+
 def infer_layouts(program: Program, axes: Iterable[str] | None = None) -> None:
     """Infer and store the layout of every value, in program order.
 
@@ -205,7 +217,7 @@ def infer_layouts(program: Program, axes: Iterable[str] | None = None) -> None:
     """
     hints = _Hints(program)
     flow = GradientFlow(program)
-    names = list(program.mesh if axes is None else axes)
+    names = checked_axes(program) if axes is None else list(axes)
     for node in program.graph.nodes:
         if not node.results:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autosp_ir.comm.inference import GradientFlow, infer_layout
+from autosp_ir.comm.inference import GradientFlow, checked_axes, infer_layout
 from autosp_ir.comm.rules.attention import attention_operands, cut_along_tokens
 from autosp_ir.comm.rules.base import Outcome, cuttable, stored_placement, whole
 from autosp_ir.errors import LayoutError, UnsupportedError
@@ -20,17 +20,16 @@ def check_layouts(program: Program) -> None:
     Raises:
         LayoutError: A layout does not follow from the operands', or an output is not complete on every rank.
     """
-    if not program.mesh:
-        return
+    axes = checked_axes(program)
     flow = GradientFlow(program)
     for node in program.graph.nodes:
         if not node.results:
             continue
-        for axis in program.mesh:
+        for axis in axes:
             stored = stored_placement(node.result, axis)
             inferred = infer_layout(node, program, axis, hint=stored, flow=flow)
             _compare(node, axis, stored, inferred, strict=program.stage is Stage.FORWARD)
-    for axis in program.mesh:
+    for axis in axes:
         _check_outputs(program, axis, flow)
 
 
