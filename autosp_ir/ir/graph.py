@@ -80,7 +80,7 @@ class Value:
     @property
     def users(self) -> list[Node]:
         """The distinct nodes that read this value, in program order."""
-        return sorted(self._users, key=lambda n: n.graph.index()[n])
+        return sorted(self._users, key=lambda n: n._order)
 
     @property
     def tensor_type(self) -> TensorType:
@@ -151,6 +151,7 @@ class Node:
 
     __slots__ = (
         "_next",
+        "_order",
         "_prev",
         "args",
         "erased",
@@ -177,6 +178,7 @@ class Node:
         self.origin = origin
         self.meta = meta
         self.erased = False
+        self._order = 0
         self._prev: Node = self
         self._next: Node = self
 
@@ -268,6 +270,9 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{self.name} = {self.op.name}>"
+
+
+_ORDER_STEP = 1 << 48
 
 
 class Graph:
@@ -415,6 +420,21 @@ class Graph:
         behind._prev = node
         self._index = None
         self.version += 1
+        self._label(node)
+
+    def _label(self, node: Node) -> None:
+        """Give a linked node a number between its neighbours', so that order is known without counting."""
+        first, last = node._prev is self._root, node._next is self._root
+        if last:
+            node._order = 0 if first else node._prev._order + _ORDER_STEP
+            return
+        gap = node._next._order - node._prev._order if not first else 2 * _ORDER_STEP
+        if gap < 2:
+            for position, other in enumerate(self.nodes):
+                other._order = position * _ORDER_STEP
+            return
+        # Close behind the previous node: most insertions run forwards in front of one fixed node.
+        node._order = node._next._order - _ORDER_STEP if first else node._prev._order + min(gap // 2, _ORDER_STEP >> 24)
 
     def _unlink(self, node: Node) -> None:
         node._prev._next, node._next._prev = node._next, node._prev

@@ -4,7 +4,7 @@
 b = ProgramBuilder(mesh={"sp": 4})
 x = b.autosp.shard(b.input("x", (1, 8, 16)), 1, "sp", 4)
 w = b.autosp.invariant_to_replicate(b.parameter("w", (16, 16)), "sp", 4)
-b.output(y=b.aten.linear(x, w))
+b.output(y=b.autosp.all_gather(b.aten.linear(x, w), 1, "sp", 4))
 program = b.build()
 ```
 """
