@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[hf,viz,dev]'
 	@touch $@
 
-demo: setup  ## train a small Llama dense and on 2 ranks, compare the two, write pictures to demo-out/
+demo: setup  ## train a small Llama dense and on 2 ranks, compare the two, write pictures to demo-output/
 	$(BIN)/autosp-ir demo
 
 test: setup  ## run every test (ARGS='tests/ir -k text' for some of them)
@@ -40,10 +40,10 @@ check: setup  ## lint, format, types, import layers
 bench: setup  ## time capture, passes and steps on this machine
 	$(BIN)/python -m benchmarks
 
-notebooks: setup  ## execute every notebook in place
+notebooks: setup  ## execute every notebook; the results go to build/notebooks/
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
 
 clean:  ## remove .venv, caches and what the demo wrote
-	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist demo-out
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

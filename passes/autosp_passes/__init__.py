@@ -1,1 +1,21 @@
 """The built-in passes, found through the same entry point as anyone else's."""
+
+from autosp_passes.canonicalize import Canonicalize
+from autosp_passes.differentiate import Differentiate
+from autosp_passes.grad_sync import GradSync
+from autosp_passes.lower_comm import LowerComm
+from autosp_passes.pad_tokens import PadTokens
+from autosp_passes.remat import Remat
+from autosp_passes.token_partition import TokenPartition
+from autosp_passes.ulysses import Ulysses
+
+__all__ = [
+    "Canonicalize",
+    "Differentiate",
+    "GradSync",
+    "LowerComm",
+    "PadTokens",
+    "Remat",
+    "TokenPartition",
+    "Ulysses",
+]

@@ -1,0 +1,76 @@
+"""What the README, the guide and the notebooks show has to run."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import autosp_ir as air
+from tests.models.transformers_zoo import llama
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def execute(code: str, name: str, variables: dict[str, Any]) -> dict[str, Any]:
+    exec(compile(code, name, "exec"), variables)
+    return variables
+
+
+@pytest.fixture
+def one_process_rendezvous(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """What torchrun tells a single process; the store is a file, so no port is taken."""
+    start = dist.init_process_group
+
+    def with_file_store(backend: str) -> None:
+        start(backend, init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+
+    monkeypatch.setattr(dist, "init_process_group", with_file_store)
+    yield
+    dist.destroy_process_group()
+
+
+def test_the_trainers_example_trains(one_process_rendezvous: None) -> None:
+    model, batch = llama()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    code = python_blocks("README.md")[0].replace("transformers.AutoModelForCausalLM.from_config(config)", "given_model")
+
+    execute(code, "README.md", {"given_model": model, "batch": batch, "batches": [batch]})
+
+    assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_the_researchers_example_runs_and_its_pass_too(capsys: pytest.CaptureFixture[str]) -> None:
+    model, batch = llama()
+    _, research, own_pass = python_blocks("README.md")
+
+    variables = execute(research, "README.md", {"air": air, "model": model, "batch": batch})
+    execute(own_pass, "README.md", variables)
+
+    assert "autosp.all_to_all" in capsys.readouterr().out
+    assert "count-views" in air.registered_passes()
+
+
+def test_the_guide_to_writing_a_pass_runs() -> None:
+    model, batch = llama()
+    program = air.capture(model, batch)
+    variables: dict[str, Any] = {"program": program, "canonical": air.PassManager("canonicalize").run(program).program}
+    for code in python_blocks("docs/writing_a_pass.md"):
+        execute(code, "docs/writing_a_pass.md", variables)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path: Path) -> None:
+    variables: dict[str, Any] = {}
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+        if cell["cell_type"] == "code":
+            execute("".join(cell["source"]), f"{path.name}, cell {number}", variables)
