@@ -115,14 +115,14 @@ def _reshaped(values: IndexValues, node: Node) -> IndexValue | None:
     return rearranged(found, _moved(dims))
 
 
-@rule("transpose", "permute", "t")
+@rule("transpose", "permute", "t", "mT")
 def _permuted(values: IndexValues, node: Node) -> IndexValue | None:
     found, rank = _source(values, node), _kind(node).ndim
     dims = list(range(rank))
     if node.op.name.startswith("aten.permute"):
         dims = [int(d) % rank for d in node.args[1]]
     elif rank >= 2:
-        one, two = (int(d) % rank for d in (node.args[1:3] if len(node.args) > 2 else (0, 1)))
+        one, two = (int(d) % rank for d in (node.args[1:3] if len(node.args) > 2 else (-2, -1)))
         dims[one], dims[two] = two, one
     return None if found is None else rearranged(found, _moved(list(dims)))
 

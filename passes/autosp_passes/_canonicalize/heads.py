@@ -9,7 +9,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.pipeline.base import PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
-from autosp_passes._canonicalize.match import SAME_VALUES, base, skip_same
+from autosp_passes._canonicalize.match import SAME_VALUES, base, permutation, skip_same
 
 _RESHAPES = ("view", "reshape", "_unsafe_view")
 
@@ -52,8 +52,9 @@ def repeated(value: Value, dim: int) -> Repeated | None:
     """Recognise `value` as a repetition of consecutive heads along `dim`."""
     node = value.producer
     name = base(node)
-    if name in SAME_VALUES or name in ("transpose", "permute"):
-        inner = repeated(node.args[0], _moved(node, dim) if name not in SAME_VALUES else dim)
+    order = permutation(node)
+    if name in SAME_VALUES or order is not None:
+        inner = repeated(node.args[0], dim if order is None else order[dim])
         if inner is not None:
             inner.chain.insert(0, node)
         return inner
@@ -65,15 +66,6 @@ def repeated(value: Value, dim: int) -> Repeated | None:
         groups = _copies(node.args[0], value, dim)
         return Repeated(node.args[0], groups, dim) if groups is not None else None
     return _reshaped(node, value, dim) if name in _RESHAPES else None
-
-
-def _moved(node: Node, dim: int) -> int:
-    """Where dimension `dim` of a transpose's result is in its operand."""
-    rank = node.result.tensor_type.ndim
-    if base(node) == "permute":
-        return int(node.args[1][dim]) % rank
-    one, two = (int(d) % rank for d in node.args[1:3])
-    return {one: two, two: one}.get(dim, dim)
 
 
 def _copies(source: Value, value: Value, dim: int) -> int | None:

@@ -18,12 +18,12 @@ from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import Dim
 from autosp_ir.pipeline.base import PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
-from autosp_passes._canonicalize.match import CASTS, SAME_VALUES, base, tensor
+from autosp_passes._canonicalize.match import CASTS, SAME_VALUES, base, permutation, tensor
 
 _LOSSES = frozenset({"cross_entropy_loss", "nll_loss", "nll_loss_nd"})
 _RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "flatten"})
 _NORMS = frozenset({"linear", "log_softmax", "_log_softmax", "softmax", "layer_norm", "rms_norm"})
-_PER_ROW = SAME_VALUES | CASTS | _RESHAPES | _NORMS | {"transpose"}
+_PER_ROW = SAME_VALUES | CASTS | _RESHAPES | _NORMS | {"transpose", "permute", "t", "mT"}
 _REDUCTION_NONE = 0
 _TO_THE_END = 2**63 - 1
 
@@ -117,9 +117,9 @@ def _moved(node: Node, rows: Rows, count: Dim) -> Rows | None:
         return rows
     if name in _RESHAPES:
         return _reshaped_rows(node.args[0].tensor_type.shape, kind.shape, rows, count)
-    if name == "transpose":
-        one, two = (int(d) % kind.ndim for d in node.args[1:3])
-        return Rows({one: two, two: one}.get(rows.dim, rows.dim), rows.outer)
+    order = permutation(node)
+    if order is not None:
+        return Rows(order.index(rows.dim), rows.outer)
     if name in ("log_softmax", "_log_softmax", "softmax"):
         return rows if int(node.args[1]) % kind.ndim != rows.dim else None
     if name in ("linear", "layer_norm", "rms_norm"):

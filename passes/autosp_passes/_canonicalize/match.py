@@ -21,11 +21,6 @@ def base(node: Node | None) -> str:
     return node.op.name.split(".")[1]
 
 
-def producer(value: Any) -> Node | None:
-    """The node that defines a value; None for a number."""
-    return value.producer if isinstance(value, Value) else None
-
-
 def tensor(value: Any) -> TensorType | None:
     """The type of a tensor value; None for anything else."""
     return value.type if isinstance(value, Value) and isinstance(value.type, TensorType) else None
@@ -36,6 +31,20 @@ def skip_same(value: Value) -> Value:
     while base(value.producer) in SAME_VALUES:
         value = value.producer.args[0]
     return value
+
+
+def permutation(node: Node) -> list[int] | None:
+    """For a reordering of dimensions, the operand's dimension at each dimension of the result; None for the rest."""
+    if base(node) not in ("transpose", "permute", "t", "mT"):
+        return None
+    rank = node.result.tensor_type.ndim
+    if base(node) == "permute":
+        return [int(d) % rank for d in node.args[1]]
+    dims = list(range(rank))
+    if rank >= 2:
+        one, two = (int(d) % rank for d in (node.args[1:3] if base(node) == "transpose" else (-2, -1)))
+        dims[one], dims[two] = dims[two], dims[one]
+    return dims
 
 
 def inactive_dropout(node: Node) -> bool:
@@ -61,4 +70,4 @@ def wants_gradient(program: Program, value: Value) -> bool:
     return False
 
 
-__all__ = ["CASTS", "SAME_VALUES", "base", "inactive_dropout", "producer", "skip_same", "tensor", "wants_gradient"]
+__all__ = ["CASTS", "SAME_VALUES", "base", "inactive_dropout", "permutation", "skip_same", "tensor", "wants_gradient"]

@@ -20,6 +20,7 @@ from autosp_passes._canonicalize.match import (
     SAME_VALUES,
     base,
     inactive_dropout,
+    permutation,
     tensor,
     wants_gradient,
 )
@@ -158,7 +159,7 @@ def _attention(rewriter: Rewriter, site: Site) -> Value:
     scores = site.scores
     with rewriter.before(site.product):
         q, v = scores.q, site.v
-        k = rewriter.create("aten.transpose.int", (scores.kt, -2, -1))
+        k = _transposed(rewriter, scores.kt)
         operands = [_four_dims(rewriter, x, scores.lead) for x in (q, k, v)]
         bias = _operand(rewriter, site)
         attributes = {"causal": site.form.causal, "window": site.form.window, "scale": scores.scale}
@@ -168,18 +169,31 @@ def _attention(rewriter: Rewriter, site: Site) -> Value:
         return out if wanted.ndim == 4 else _three_dims(rewriter, out, scores.lead)
 
 
+def _transposed(rewriter: Rewriter, value: Value) -> Value:
+    """The last two dimensions swapped; a swap that made `value` is undone instead."""
+    order = permutation(value.producer)
+    rank = value.tensor_type.ndim
+    if order == [*range(rank - 2), rank - 1, rank - 2]:
+        source: Value = value.producer.args[0]
+        return source
+    return rewriter.create("aten.transpose.int", (value, -2, -1))
+
+
 def _four_dims(rewriter: Rewriter, value: Value, lead: tuple[Any, ...] | None) -> Value:
+    """`[B, H, S, D]`; a reshape that merged B and H is undone."""
     kind = value.tensor_type
     if kind.ndim == 4:
         return value
     if lead is None:
         return rewriter.create("aten.unsqueeze", (value, 1))
-    return rewriter.create("aten.reshape", (value, [*_one_open(lead, kind.shape[1:])]))
-
-
-def _one_open(lead: tuple[Any, ...], rest: tuple[Any, ...]) -> list[int]:
-    """A shape for `reshape` in which a symbolic extent is left to be inferred."""
-    return [extent if isinstance(extent, int) else -1 for extent in (*lead, *rest)]
+    wanted = (*lead, *kind.shape[1:])
+    source = value
+    while base(source.producer) in _RESHAPES or base(source.producer) in SAME_VALUES:
+        source = source.producer.args[0]
+        if source.tensor_type.shape == wanted:
+            return source
+    # At most one extent is symbolic here, and `reshape` infers it.
+    return rewriter.create("aten.reshape", (value, [extent if isinstance(extent, int) else -1 for extent in wanted]))
 
 
 def _three_dims(rewriter: Rewriter, out: Value, lead: tuple[Any, ...] | None) -> Value:
