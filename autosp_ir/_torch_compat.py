@@ -226,11 +226,14 @@ def min_cut_saved_names(joint: torch.fx.GraphModule, forward_outputs: int, stati
         forward_outputs: How many of the outputs are the forward's.
         static_inputs: Positions of parameters and buffers, which cost nothing to save.
     """
+    from torch._functorch import config
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-    _, backward = min_cut_rematerialization_partition(
-        joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
-    )
+    # Without merging equal nodes, every name it decides on is the name of a node that was given.
+    with config.patch(cse=False):
+        _, backward = min_cut_rematerialization_partition(
+            joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
+        )
     inputs = [n for n in backward.graph.nodes if n.op == "placeholder"]
     return {n.name for n in inputs if "tangents" not in str(n.target)}
 

@@ -56,3 +56,39 @@ def test_a_new_fake_mode_makes_fake_tensors_with_strides() -> None:
     with _torch_compat.new_fake_mode():
         fake = torch.empty_strided((2, 3), (1, 2))
     assert _torch_compat.is_fake(fake) and fake.stride() == (1, 2)
+
+
+def _traced_product() -> tuple[torch.fx.GraphModule, list[int]]:
+    graph = torch.fx.Graph()
+    x, w = graph.placeholder("x"), graph.placeholder("w")
+    graph.output((graph.call_function(torch.ops.aten.sin.default, (graph.call_function(torch.mul, (x, w)),)), w))
+    mode = _torch_compat.new_fake_mode()
+    with mode:
+        inputs = [torch.empty(3), torch.empty(3, requires_grad=True)]
+    return _torch_compat.trace_joint(torch.fx.GraphModule({}, graph), inputs, mode)
+
+
+def test_a_joint_trace_describes_its_inputs_and_outputs() -> None:
+    joint, shared = _traced_product()
+    assert shared == [1]
+    described = [_torch_compat.describe_joint_value(n.meta["desc"]) for n in joint.graph.nodes if n.op == "placeholder"]
+    assert described == [("input", 0), ("input", 1), ("tangent", ("output", 0))]
+    output = next(n for n in joint.graph.nodes if n.op == "output")
+    outputs = [_torch_compat.describe_joint_value(d) for d in output.meta["desc"] if d is not None]
+    assert outputs == [("output", 0), ("output", 1), ("gradient", ("input", 1))]
+    assert _torch_compat.describe_joint_value(object()) == ("other", "object")
+
+
+def test_min_cut_names_what_it_saves() -> None:
+    joint, _ = _traced_product()
+    saved = _torch_compat.min_cut_saved_names(joint, 2, [1])
+    assert saved == {"primals_1", "primals_2"}
+
+
+def test_fx_names_and_calling_conventions() -> None:
+    traced = torch.fx.symbolic_trace(torch.nn.ReLU())
+    assert isinstance(_torch_compat.fx_calling_convention(traced.graph), torch.fx.graph.CodeGen)
+    node = next(iter(traced.graph.nodes))
+    _torch_compat.force_fx_name(node, "input")
+    assert node.name == "input"
+    assert traced.graph.create_node("placeholder", "other", name="input").name != "input"
