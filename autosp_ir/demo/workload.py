@@ -91,7 +91,7 @@ def train(
         workload: Sizes.
         report: Called after every step.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses: list[float] = []
     gradients: dict[str, Tensor] = {}
     for step in range(workload.steps):
