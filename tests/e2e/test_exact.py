@@ -1,0 +1,78 @@
+"""Every model of the zoo on simulated ranks, in float64: loss, outputs and every gradient are the dense model's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.e2e.line import check_dynamic, check_line
+from tests.e2e.pairwise import pairwise
+from tests.models import ZOO, build
+from tests.models.batches import IGNORE_INDEX
+
+RANKS = (1, 2, 4, 8)
+LENGTHS = (32, 33, 257)
+_DYNAMIC_EXAMPLE = 40
+
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "name": tuple(ZOO),
+    "ranks": RANKS,
+    "length": LENGTHS,
+    "labels": ("all", "some", "tail"),
+    "loss": ("inside", "outside"),
+    "batch_size": (1, 3),
+    "dynamic": (False, True),
+}
+
+
+def label(case: Mapping[str, Any]) -> str:
+    return "-".join(str(v) for v in case.values())
+
+
+def ignored(labels: str, length: int) -> dict[str, int]:
+    """Zoo settings: scattered labels ignored, or every label of the last half of the shards."""
+    return {"all": {}, "some": {"ignored": 5}, "tail": {"ignored_from": length // 2}}[labels]
+
+
+def outside_loss(labels: str, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """The shifted loss that people write around a model, with some targets ignored."""
+    ids = next(iter(batch.values()))
+    target = ids[:, 1:]
+    positions = torch.arange(target.shape[1], device=ids.device)
+    if labels == "some":
+        target = target.masked_fill(positions % 3 == 0, IGNORE_INDEX)
+    if labels == "tail":
+        target = target.masked_fill(positions >= target.shape[1] // 2, IGNORE_INDEX)
+    logits = output["logits"][:, :-1].float()
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), ignore_index=IGNORE_INDEX)
+
+
+def prepared(
+    name: str, batch_size: int, length: int, labels: str, loss: str
+) -> tuple[nn.Module, dict[str, Tensor], dict[str, Callable[..., Tensor]]]:
+    model, batch = build(name, batch_size=batch_size, length=length, **ignored(labels, length))
+    if loss == "inside":
+        return model, batch, {}
+    without_labels = dict(list(batch.items())[:1])
+    return model, without_labels, {"loss_fn": functools.partial(outside_loss, labels)}
+
+
+def run(case: Mapping[str, Any]) -> None:
+    settings = {k: case[k] for k in ("name", "batch_size", "labels", "loss")}
+    model, batch, capture_settings = prepared(length=case["length"], **settings)
+    if not case["dynamic"]:
+        check_line(model, batch, case["ranks"], **capture_settings)
+        return
+    _, example, _ = prepared(length=_DYNAMIC_EXAMPLE, **settings)
+    check_dynamic(model, example, batch, case["ranks"], **capture_settings)
+
+
+@pytest.mark.parametrize("case", pairwise(FACTORS), ids=label)
+def test_every_pair_of_settings_is_exact(case: dict[str, Any]) -> None:
+    run(case)
