@@ -80,9 +80,12 @@ def _run_on_fakes(node: Node, fake_mode: FakeTensorMode) -> Type:
     except AutoSPError:
         raise
     except Exception as error:  # any torch failure becomes a named error at this node
-        types = ", ".join(f"%{v.name}: {v.type}" for v in node.operands)
+        from autosp_ir.ir.printer import format_type  # the printer imports Program
+
+        types = ", ".join(f"%{v.name}: {format_type(v.type)}" for v in node.operands)
+        reason = str(error).partition("\n")[0]  # torch appends its own Python stack
         raise VerifyError(
-            f"{node.op.name} rejects its operands ({types}): {type(error).__name__}: {error}",
+            f"{node.op.name} rejects its operands ({types}): {type(error).__name__}: {reason}",
             node=node,
             hint="check the shapes, dtypes and attributes that the last rewrite gave this node",
         ) from error

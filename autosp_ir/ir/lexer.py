@@ -87,27 +87,28 @@ class Lexer:
                 continue
             content = True
             token = Token(kind, text, self._line, column)
-            self._track(token, open_brackets)
             yield token
+            _track(token, open_brackets)
         if open_brackets:
             first = open_brackets[-1]
             raise ParseError(f"`{first.text}` is never closed", line=first.line, column=first.column)
         while True:
             yield Token("end", "", self._line, position - start + 1)
 
-    def _track(self, token: Token, open_brackets: list[Token]) -> None:
-        if token.text in _CLOSING.values() and token.kind == "mark":
-            open_brackets.append(token)
-        elif token.text in _CLOSING and token.kind == "mark":
-            if not open_brackets or open_brackets[-1].text != _CLOSING[token.text]:
-                raise ParseError(f"`{token.text}` closes nothing", line=token.line, column=token.column)
-            open_brackets.pop()
-
     def _unknown(self, position: int, column: int) -> ParseError:
         character = self._text[position]
         if character == '"':
             return ParseError("the string is not closed on this line", line=self._line, column=column)
         return ParseError(f"unexpected character {character!r}", line=self._line, column=column)
+
+
+def _track(token: Token, open_brackets: list[Token]) -> None:
+    if token.kind != "mark":
+        return
+    if token.text in _CLOSING.values():
+        open_brackets.append(token)
+    elif open_brackets and open_brackets[-1].text == _CLOSING.get(token.text):
+        open_brackets.pop()  # a closing bracket that fits none is the parser's to refuse
 
 
 __all__ = ["Lexer", "Token"]

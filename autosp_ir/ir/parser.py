@@ -73,7 +73,7 @@ def parse_expression(text: str, symbols: Mapping[str, sympy.Symbol]) -> sympy.Ba
 def _read_header(text: str) -> tuple[dict[str, Any], str, int]:
     """The header's entries, the text behind it and the number of its first line."""
     lines = text.split("\n")
-    first = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    first = next((i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")), 0)
     _check_version(lines[first], first + 1)
     header: dict[str, Any] = {"mesh": {}, "facts": [], "info": {}, "device": "cpu", "symbols": {}}
     for number, line in enumerate(lines[first + 1 :], first + 2):

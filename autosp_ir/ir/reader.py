@@ -145,9 +145,10 @@ class Reader:
 
     def extent(self) -> Dim:
         """An extent: a number or a symbolic expression."""
+        token = self.peek()
         expression = self.expression()
-        if not isinstance(expression, sympy.Expr):
-            raise self.error(f"{expression} is a condition, not an extent")
+        if not isinstance(expression, sympy.Expr) or (expression.is_number and not expression.is_Integer):
+            raise self.error(f"{expression} is no extent", token, "extents are integers or expressions over symbols")
         return dim_of(expression)
 
     def integer(self) -> int:

@@ -72,6 +72,8 @@ def verify_program(program: Program, before: Sequence[str] | None = None) -> Non
     check_structure(program.graph)
     check_signature(program)
     check_phases(program)
+    check_waits(program.graph)
+    check_same_on_every_rank(program)
     for name, nested in nested_graphs(program):
         try:
             check_structure(nested)
@@ -82,8 +84,6 @@ def verify_program(program: Program, before: Sequence[str] | None = None) -> Non
     check_types(program.graph, program)
     check_layout_axes(program)
     check_effects(program, before)
-    check_waits(program.graph)
-    check_same_on_every_rank(program)
     for registered in _registered:
         if program.stage in registered.stages:
             registered.check(program)
