@@ -90,6 +90,9 @@ def check_same_on_every_rank(program: Program) -> None:
             _check_collective(node, tainted, symbols)
         _check_branch(node, program, tainted)
         reads = node.op.has(Trait.READS_RANK) or any(v in tainted for v in node.operands)
+        if node.is_op("aten.sym_size.int"):
+            # Shards have equal extents, whatever they hold: an extent depends on the rank only through its symbols.
+            reads = bool(symbols & _symbols(node.operands[0].type))
         if reads and not (node.op.name in _EQUALIZING and len(program.mesh) <= 1):
             tainted.add(node.result)
             if isinstance(node.result.type, ScalarType) and node.result.type.expr is not None:
