@@ -88,6 +88,23 @@ def test_layouts_are_carried_through_the_blocks() -> None:
     assert result.tensor_type.shape == (4, 6, 4)
 
 
+@pytest.mark.parametrize("name", ["all-gather middle", "reduce-scatter last", "all-to-all last to middle"])
+def test_symbolic_extents_are_read_at_run_time(name: str) -> None:
+    op, arguments = CASES[name]
+    x = torch.arange(2.0 * 4 * 6).reshape(2, 4, 6)
+
+    def run(x: Tensor) -> Tensor:
+        return autosp(op, x, *arguments, "sp", 2)
+
+    program = traced(run, {"x": x}, {"sp": 2}, tracing_mode="symbolic")
+    program.stage = Stage.JOINT
+    after = lowered(program)
+    for batch in (x, torch.arange(3.0 * 8 * 10).reshape(3, 8, 10)):
+        expected = simulate(program, {"x": batch}).outputs
+        for left, right in zip(simulate(after, {"x": batch}).outputs, expected, strict=True):
+            assert torch.equal(left["loss"], right["loss"])
+
+
 def test_two_axes_on_one_dimension_are_refused() -> None:
     program = one_operator(lambda x: autosp("all_to_all", x, 2, 1, "sp", 2), torch.ones(4, 3, 8), 2)
     operand = program.find("autosp.all_to_all")[0].operands[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +21,14 @@ def autosp(name: str, *args: Any) -> Tensor:
     return result
 
 
-def traced(function: Callable[..., Any], inputs: dict[str, Tensor], mesh: dict[str, int] | None = None) -> Program:
+def traced(
+    function: Callable[..., Any],
+    inputs: dict[str, Tensor],
+    mesh: dict[str, int] | None = None,
+    tracing_mode: Literal["fake", "symbolic"] = "fake",
+) -> Program:
     """A forward program of `function`, whose inputs called `x…` or `labels` are the batch and others parameters."""
-    gm = make_fx(function, tracing_mode="fake")(*inputs.values())
+    gm = make_fx(function, tracing_mode=tracing_mode)(*inputs.values())
     program = import_graph(gm)
     specs = []
     for node, (name, value) in zip(program.graph.inputs, inputs.items(), strict=True):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from autosp_ir.errors import DeadlockError, SimulationError
-from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program
+from autosp_ir.comm.layout import infer_layouts
+from autosp_ir.errors import DeadlockError, SimulationError, UnsupportedError
+from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program, Stage
 from autosp_ir.ir.types import TensorType
 from autosp_ir.sim.lockstep import simulate
 from autosp_ir.sim.mesh import RankMesh
@@ -66,6 +67,34 @@ def test_two_axes_have_their_own_groups() -> None:
         assert outputs["loss"].tolist() == [0, 1, 2, 10, 11, 12]
     assert RankMesh.of({"dp": 2, "sp": 3}).group(4, "dp") == (1, 4)
     assert RankMesh.of({"dp": 2, "sp": 3}).group(4, "sp") == (3, 4, 5)
+
+
+def test_a_forward_program_is_differentiated_on_demand() -> None:
+    inputs = mlp_inputs()
+    program = traced(parallel_mlp(2), inputs, {"sp": 2})
+    loss, gradients = dense_gradients(inputs)
+    sim = simulate(program, {"x": inputs["x"]})
+    torch.testing.assert_close(sim.loss, loss)
+    for name, expected in gradients.items():
+        torch.testing.assert_close(sim.grads[name], expected, rtol=1e-12, atol=1e-12)
+    assert sim.program.stage is Stage.JOINT
+    assert program.stage is Stage.FORWARD
+    forward = simulate(program, {"x": inputs["x"]}, gradients=False)
+    assert forward.grads == {}
+    assert torch.equal(forward.loss, sim.loss)
+
+
+def test_attention_over_cut_tokens_is_refused() -> None:
+    def attend(x: Tensor) -> Tensor:
+        q = autosp("shard", x, 2, "sp", 2)
+        out: Tensor = torch.ops.autosp.attention(q, q, q, causal=True)[0]
+        return autosp("all_gather", out, 2, "sp", 2)
+
+    x = torch.randn(1, 2, 8, 4)
+    program = traced(attend, {"x": x}, {"sp": 2})
+    infer_layouts(program)
+    with pytest.raises(UnsupportedError, match="no pass has resolved it"):
+        simulate(program, {"x": x})
 
 
 def test_ranks_that_disagree_on_a_gradient_are_an_error() -> None:
