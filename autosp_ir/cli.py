@@ -137,7 +137,7 @@ def _factory(spec: str) -> Any:
 
 
 def _write(program: Program, output: Path | None, as_json: bool) -> None:
-    text = json.dumps(program.to_json()) if as_json else str(program)
+    text = program.to_json() if as_json else str(program)
     if output is None:
         sys.stdout.write(text + "\n")
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import networkx as nx
     from graphviz import Digraph
     from torch import Tensor, nn
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.fx import GraphModule
 
     from autosp_ir.viz.dot import Drawing
@@ -258,6 +259,27 @@ class Program:
         from autosp_ir.ir.json_format import from_json  # the format imports Program
 
         return from_json(text)
+
+    def emit(
+        self, mesh: DeviceMesh | None = None, backend: Literal["inductor", "aot_eager", "eager"] = "aot_eager"
+    ) -> nn.Module:
+        """Emit a captured program as a module that shares the captured model's parameters.
+
+        Args:
+            mesh: A device mesh that has the program's axes; None when all ranks are its only axis.
+            backend: `eager` runs a forward program under autograd, `aot_eager` runs the joint program's ATen graphs,
+                `inductor` compiles them.
+
+        Returns:
+            The model with another forward: same signature and output type, same parameters.
+
+        Raises:
+            UnsupportedError: The program cannot run, for example because attention over cut tokens is unresolved.
+            RuntimeMismatchError: The running ranks do not match the program's mesh.
+        """
+        from autosp_ir.emit.parallelize import emit
+
+        return emit(self, mesh, backend)
 
     def __str__(self) -> str:
         from autosp_ir.ir.text import print_program  # the printer imports Program
