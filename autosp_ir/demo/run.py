@@ -104,9 +104,7 @@ def _train_dense(workload: Workload, progress: Progress) -> History:
 def _train_parallel(workload: Workload, ranks: int, progress: Progress) -> History:
     task = progress.add_task(f"sequence-parallel, {ranks} gloo ranks", total=workload.steps)
     with tempfile.TemporaryDirectory() as scratch:
-        history = train_on_ranks(
-            workload, ranks, Path(scratch), lambda done: progress.update(task, completed=done)
-        )
+        history = train_on_ranks(workload, ranks, Path(scratch), lambda done: progress.update(task, completed=done))
     progress.update(task, completed=workload.steps)
     return history
 
@@ -179,11 +177,11 @@ def findings_table(findings: Findings) -> Table:
         table.add_row(f"loss, step {step + 1}", f"{dense:.6f}", f"{parallel:.6f}")
     table.add_section()
     table.add_row("largest loss difference, relative", "", f"{findings.loss_error:.1e}")
-    table.add_row(f"largest gradient error, relative\n({findings.worst_parameter})", "", f"{findings.gradient_error:.1e}")
-    table.add_section()
     table.add_row(
-        "peak activation bytes per rank", f"{findings.dense_bytes:,}", f"{findings.parallel_bytes:,}"
+        f"largest gradient error, relative\n({findings.worst_parameter})", "", f"{findings.gradient_error:.1e}"
     )
+    table.add_section()
+    table.add_row("peak activation bytes per rank", f"{findings.dense_bytes:,}", f"{findings.parallel_bytes:,}")
     table.add_section()
     for op, (count, sent) in findings.collectives.items():
         table.add_row(f"{op}: count, bytes sent per rank", "0", f"{count}, {sent:,}")

@@ -65,7 +65,8 @@ def build_model(workload: Workload) -> nn.Module:
         use_cache=False,
     )
     torch.manual_seed(workload.seed)
-    return LlamaForCausalLM(config).train()
+    model: nn.Module = LlamaForCausalLM(config)
+    return model.train()
 
 
 def batch_of(workload: Workload, step: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Do all ranks of a group hold the same batch? Checked before the first step, because the answer is silent otherwise."""
+"""Do all ranks of a group hold the same batch? Checked before the first step: a wrong answer would be silent."""
 
 from __future__ import annotations
 

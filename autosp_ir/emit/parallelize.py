@@ -181,7 +181,9 @@ def _refuse_unbuilt(memory_budget: float | None, rng: str) -> None:
             "memory_budget is not supported yet", hint="choose a pipeline with remat{policy=min-cut} instead"
         )
     if rng != "per_rank":
-        raise UnsupportedError(f"rng={rng!r} is not supported", hint='use rng="per_rank"; random operations are refused')
+        raise UnsupportedError(
+            f"rng={rng!r} is not supported", hint='use rng="per_rank"; random operations are refused'
+        )
 
 
 def _axis_size(mesh: DeviceMesh | None, axis: str) -> int:

@@ -36,9 +36,7 @@ class ProgramRunner:
         self._step = step
         self._binding = binding
         self._agreed = False
-        self._names = [
-            s.target for s in program.signature.inputs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)
-        ]
+        self._names = [s.target for s in program.signature.inputs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
         self._expected = {
             s.target: (program.graph.value(s.name).tensor_type.dtype, s.requires_grad)
             for s in program.signature.inputs
@@ -85,7 +83,7 @@ class FixedRuntime:
         info.check(tensors, self.runner.program.info.get("batch_facts"))
         if module.training != info.training:
             raise RuntimeMismatchError(
-                f"the program was captured with training={info.training}, the module now has training={module.training}",
+                f"the program was captured with training={info.training}, and the module is now in the other mode",
                 hint="use parallelize(), which captures each mode, or capture the model again in this mode",
             )
         return self.runner(module, info, dict(zip(info.input_names, tensors, strict=True)))
@@ -154,7 +152,7 @@ class RecapturingRuntime:
                 raise
             return _call_key(module, args, kwargs)
         named = dict(zip(info.input_names, tensors, strict=True))
-        shapes = tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in named.items())
+        shapes: Any = tuple((n, tuple(t.shape), t.dtype, t.device) for n, t in named.items())
         if info.dynamic:
             shapes = tuple((n, t.ndim, t.dtype, t.device) for n, t in named.items())
         facts = tuple(sorted(facts_of(named).items())) if info.example_facts else ()

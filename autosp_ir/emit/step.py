@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from autosp_ir.emit.binding import MeshBinding, bind_axes
 from autosp_ir.emit.fx_export import executable
@@ -102,7 +102,8 @@ class _JointRunner:
     def run(self, flat: Sequence[Tensor]) -> list[tuple[Any, Any]]:
         function = self._function
         if torch.is_grad_enabled() and function.differentiable:
-            values = _TrainingStep.apply(function, *flat)
+            apply: Callable[..., tuple[Any, ...]] = _TrainingStep.apply
+            values = apply(function, *flat)
         else:
             values, _ = function.forward(flat)
         return list(zip(function.outputs, values, strict=True))
@@ -172,22 +173,22 @@ class _TrainingStep(torch.autograd.Function):
     """Autograd's view of a step: one node from parameters and inputs to outputs."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, function: _SplitFunction, *flat: Tensor) -> Any:
+    def forward(ctx: Any, function: _SplitFunction, *flat: Tensor) -> Any:
         values, saved = function.forward(flat)
         tensors = [s for s in saved if isinstance(s, Tensor)]
-        ctx.function = function  # type: ignore[attr-defined]
-        ctx.scalars = [None if isinstance(s, Tensor) else s for s in saved]  # type: ignore[attr-defined]
-        ctx.is_tensor = [isinstance(s, Tensor) for s in saved]  # type: ignore[attr-defined]
-        ctx.inputs = len(flat)  # type: ignore[attr-defined]
+        ctx.function = function
+        ctx.scalars = [None if isinstance(s, Tensor) else s for s in saved]
+        ctx.is_tensor = [isinstance(s, Tensor) for s in saved]
+        ctx.inputs = len(flat)
         ctx.save_for_backward(*flat, *tensors)
         values = tuple(_fresh(v, flat) for v in values)
         ctx.mark_non_differentiable(*[v for v in values if isinstance(v, Tensor) and not v.is_floating_point()])
-        ctx.dtypes = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else None for v in values]  # type: ignore[attr-defined]
+        ctx.dtypes = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else None for v in values]
         ctx.set_materialize_grads(False)
         return values
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         function: _SplitFunction = ctx.function
         flat = ctx.saved_tensors[: ctx.inputs]

@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import sympy
+
 from autosp_ir.analysis.token_axis import TokenFactors, token_factors, what_if
 from autosp_ir.errors import PassError, UnsupportedError
 from autosp_ir.ir.graph import Node, Value, map_values
@@ -227,7 +229,7 @@ class TokenWalk(ABC):
         """Whether `outer` blocks of tokens of this total extent can be cut (or padded) evenly."""
         if isinstance(extent, int) and isinstance(outer, int):
             return extent % outer == 0 and (extent // outer) % self.size == 0
-        coefficient, _ = (extent / outer).as_coeff_Mul()
+        coefficient, _ = sympy.sympify(extent / outer).as_coeff_Mul()
         return bool(coefficient.is_Integer and int(coefficient) % self.size == 0)
 
     def _ask(self, node: Node, placements: Mapping[Value, Placement]) -> Result | None:
@@ -435,12 +437,9 @@ def check_mesh_axis(ctx: PassContext, axis: str, pass_name: str) -> int:
 
 def user_inputs(program: Program) -> dict[str, Value]:
     """The user inputs by name."""
-    return {
-        s.target: program.graph.value(s.name) for s in program.signature.inputs if s.kind is InputKind.USER_INPUT
-    }
+    return {s.target: program.graph.value(s.name) for s in program.signature.inputs if s.kind is InputKind.USER_INPUT}
 
 
 def is_float(value: Value) -> bool:
     """Whether a value is a floating-point tensor."""
     return isinstance(value.type, TensorType) and value.type.dtype.is_floating_point
-

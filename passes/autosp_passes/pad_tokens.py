@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import INVARIANT, Dim, Partial, Placement, Shard, TensorType
 from autosp_ir.pipeline.base import Pass, PassContext
-
 from autosp_passes._means import split_means
 from autosp_passes._token_walk import Result, TokenWalk, check_mesh_axis, user_inputs
 
@@ -107,7 +107,7 @@ class PadWalk(TokenWalk):
 
     @property
     def valid_rows(self) -> Value:
-        """bool `[padded]`: whether a row is a real token."""
+        """Bool `[padded]`: whether a row is a real token."""
         if self._valid_rows is None:
             self._valid_rows = self._make("aten.lt.Scalar", self._rows(), self._count)
         return self._valid_rows

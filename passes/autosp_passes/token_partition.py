@@ -10,7 +10,6 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import InputKind, Program
 from autosp_ir.ir.types import INVARIANT, Dim, Partial, Placement, Shard, TupleType, map_tensors
 from autosp_ir.pipeline.base import Pass, PassContext
-
 from autosp_passes._means import split_means
 from autosp_passes._token_walk import Result, TokenWalk, check_mesh_axis
 
@@ -114,7 +113,7 @@ class PartitionWalk(TokenWalk):
         """The type with the placement on this axis."""
         if isinstance(kind, TupleType):
             parts = result if isinstance(result, tuple) else (result,) * len(kind.elements)
-            return TupleType(tuple(self.typed(k, p) for k, p in zip(kind.elements, parts, strict=True)))
+            return TupleType(tuple(self.typed(k, p or INVARIANT) for k, p in zip(kind.elements, parts, strict=True)))
         if not isinstance(result, Placement):
             return kind
         return map_tensors(kind, lambda t: t.on_axis(self.axis, result))
@@ -146,5 +145,3 @@ class PartitionWalk(TokenWalk):
 
     def _runs_over_tokens(self, value: Value) -> bool:
         return self.placement(value) == _TOKENS or _TOKENS in self.factors_of(value)
-
-

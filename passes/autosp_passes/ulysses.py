@@ -15,7 +15,6 @@ from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import Shard
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
-
 from autosp_passes._token_walk import check_mesh_axis
 
 _HEADS, _TOKENS = 1, 2

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import autosp_ir as air
+from autosp_ir.emit.parallelize import Backend
 from tests.models import build
 
 Measured = tuple[float, dict[str, Tensor]]
@@ -41,9 +42,7 @@ def largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> floa
     """The largest error over tensors, each relative to its own scale (or 1e-6 of the largest of all)."""
     assert found.keys() == expected.keys()
     top = max(float(t.abs().max()) for t in expected.values())
-    return max(
-        float((found[n] - t).abs().max()) / max(float(t.abs().max()), 1e-6 * top) for n, t in expected.items()
-    )
+    return max(float((found[n] - t).abs().max()) / max(float(t.abs().max()), 1e-6 * top) for n, t in expected.items())
 
 
 def step_errors(rank: int, world: int, cases: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> list[Any]:
@@ -70,7 +69,7 @@ def optimise(
     return {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
-def training_errors(rank: int, world: int, name: str, backend: str) -> dict[str, float]:
+def training_errors(rank: int, world: int, name: str, backend: Backend) -> dict[str, float]:
     """Distance from dense training after ten steps, and the drift between two dense attention kernels."""
     runs: dict[tuple[str, str], dict[str, Tensor]] = {}
     for kind, rate in (("SGD", 1e-1), ("AdamW", 1e-3)):

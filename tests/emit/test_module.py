@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import autosp_ir as air
+from autosp_ir.emit.parallelize import Backend
 from tests.emit.steps import gradients, largest_error, loss_of, measure
 from tests.models import build
 
-_BACKENDS = ("eager", "aot_eager")
+_BACKENDS: tuple[Backend, ...] = ("eager", "aot_eager")
 
 
 @pytest.fixture(params=_BACKENDS)
@@ -128,9 +129,7 @@ def test_unfreezing_captures_again() -> None:
 def test_two_programs_in_one_process() -> None:
     first, first_batch = build("llama-gqa", length=32)
     second, second_batch = build("gpt2", length=32)
-    steps = [
-        air.parallelize(m, b, backend="aot_eager") for m, b in ((first, first_batch), (second, second_batch))
-    ]
+    steps = [air.parallelize(m, b, backend="aot_eager") for m, b in ((first, first_batch), (second, second_batch))]
     for model, step, batch in zip((first, second), steps, (first_batch, second_batch), strict=True):
         _, expected = measure(model, model, batch)
         _, found = measure(model, step, batch)
