@@ -8,6 +8,7 @@ operators, which convert between the two, decide it themselves (`exact=True`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeAlias
 
@@ -60,8 +61,12 @@ def quotient(total: Dim, part: Dim) -> Dim | None:
     """`total / part` if it is a whole number for every value of the symbols, else None."""
     if isinstance(total, int) and isinstance(part, int):
         return total // part if part and total % part == 0 else None
-    if part == total:
-        return 1
+    return 1 if part == total else _symbolic_quotient(total, part)
+
+
+@functools.lru_cache(maxsize=4096)
+def _symbolic_quotient(total: Dim, part: Dim) -> Dim | None:
+    """Cancelling is slow, and a program asks for the same few ratios again and again."""
     ratio = sympy.cancel(sympy.sympify(total) / sympy.sympify(part))
     numerator, denominator = ratio.as_numer_denom()
     if denominator != 1:
