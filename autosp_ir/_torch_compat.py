@@ -12,6 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._ops import HigherOrderOperator as HigherOrderOperator
+from torch._ops import OpOverload as OpOverload
+from torch._ops import OpOverloadPacket as OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 
 def resolve_group_name(name: str) -> dist.ProcessGroup | None:
@@ -97,7 +102,12 @@ def fake_mode_of(*values: Any) -> Any:
 
 def is_operator(target: object) -> bool:
     """Whether a target is an operator overload or a higher-order operator."""
-    return isinstance(target, torch._ops.OpOverload | torch._ops.HigherOrderOperator)
+    return isinstance(target, OpOverload | HigherOrderOperator)
+
+
+def is_tensor_method(target: object) -> bool:
+    """Whether a target is a method of tensors written in C++, such as `torch.Tensor.add`."""
+    return getattr(target, "__objclass__", None) is torch._C.TensorBase
 
 
 def symbolic_functions() -> dict[str, Any]:

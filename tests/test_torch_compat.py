@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import sympy
 import torch
 import torch.distributed as dist
 
 from autosp_ir import _torch_compat
+from autosp_ir.ir.graph import Graph
+from autosp_ir.ir.program import Program
 
 
 def test_resolve_group_name_of_an_unknown_group() -> None:
@@ -92,3 +95,43 @@ def test_fx_names_and_calling_conventions() -> None:
     _torch_compat.force_fx_name(node, "input")
     assert node.name == "input"
     assert traced.graph.create_node("placeholder", "other", name="input").name != "input"
+
+
+def test_a_declared_symbol_keeps_its_name_value_and_range() -> None:
+    mode = Program(Graph()).fake_mode
+    symbol = sympy.Symbol("s0", integer=True, positive=True)
+    _torch_compat.declare_symbol(mode.shape_env, symbol, 64, 2, None)
+    assert _torch_compat.symbol_facts(mode.shape_env, symbol) == (64, 2, None)
+    assert mode.shape_env is not None
+    extent = mode.shape_env.create_symintnode(symbol, hint=None)
+    assert extent > 3
+    assert _torch_compat.symbol_facts(mode.shape_env, symbol) == (64, 4, None)
+
+
+def test_fake_kernels_fix_no_symbol() -> None:
+    mode = Program(Graph()).fake_mode
+    symbol = sympy.Symbol("s0", integer=True, positive=True)
+    _torch_compat.declare_symbol(mode.shape_env, symbol, 64, 2, None)
+    assert mode.shape_env is not None
+    with mode, _torch_compat.without_specializing(mode.shape_env):
+        x = torch.empty([mode.shape_env.create_symintnode(symbol, hint=None)])
+        padded = torch.ops.aten.pad.default(x, [0, 1])
+    assert padded.shape[0].node.expr == symbol + 1
+    assert symbol not in mode.shape_env.replacements
+
+
+def test_torch_has_its_own_symbolic_functions() -> None:
+    functions = _torch_compat.symbolic_functions()
+    assert {"FloorDiv", "PythonMod", "Mod", "CeilDiv", "Max", "Min"} <= functions.keys()
+    assert functions["Max"] is not sympy.Max
+
+
+def test_operators_are_told_from_functions() -> None:
+    assert _torch_compat.is_operator(torch.ops.aten.add.Tensor)
+    assert _torch_compat.is_operator(torch.ops.higher_order.cond)
+    assert not _torch_compat.is_operator(torch.add)
+
+
+def test_methods_of_tensors_are_told_from_functions() -> None:
+    assert _torch_compat.is_tensor_method(torch.Tensor.add)
+    assert not _torch_compat.is_tensor_method(torch.add)

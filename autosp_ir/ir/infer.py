@@ -12,9 +12,8 @@ from typing import Any
 
 import sympy
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autosp_ir._torch_compat import without_specializing
+from autosp_ir._torch_compat import FakeTensorMode, HigherOrderOperator, without_specializing
 from autosp_ir.errors import AutoSPError, VerifyError
 from autosp_ir.ir.graph import Node, Value, map_values
 from autosp_ir.ir.types import Dim, NoneType, ScalarType, TensorType, TupleType, Type, type_of, without_layout
@@ -44,7 +43,7 @@ def infer_type(node: Node, fake_mode: FakeTensorMode) -> Type:
         return NoneType()
     if node.op.infer is not None:
         return without_layout(node.op.infer(node))
-    if isinstance(node.op.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.op.target, HigherOrderOperator):
         return without_layout(node.result.type)
     key = _memo_key(node)
     own = _memo_of_mode.setdefault(fake_mode, {})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from autosp_ir._torch_compat import HigherOrderOperator, OpOverload, OpOverloadPacket, is_tensor_method
 from autosp_ir.errors import AutoSPError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class OpDef:
     @property
     def schema(self) -> torch.FunctionSchema | None:
         """The torch schema, for operator overloads."""
-        return self.target._schema if isinstance(self.target, torch._ops.OpOverload) else None
+        return self.target._schema if isinstance(self.target, OpOverload) else None
 
     @property
     def short_name(self) -> str:
@@ -97,7 +98,7 @@ _AUTOSP_TRAITS = {
 }
 
 
-def _overload_name(target: torch._ops.OpOverload) -> str:
+def _overload_name(target: OpOverload) -> str:
     namespace, _, base = target._schema.name.partition("::")
     suffix = f".{target._overloadname}" if target._overloadname != "default" else ""
     return f"{namespace}.{base}{suffix}"
@@ -111,11 +112,11 @@ def name_of_target(target: Any, kind: str) -> str:
         return f"method.{target}"
     if kind == "call_module":
         return f"module.{target}"
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return _overload_name(target)
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return f"hop.{target.name()}"
-    if isinstance(target, torch._ops.OpOverloadPacket):
+    if isinstance(target, OpOverloadPacket):
         return f"torch.ops.{target}"
     module = getattr(target, "__module__", None) or "builtins"
     qualified = getattr(target, "__qualname__", getattr(target, "__name__", repr(target)))
@@ -124,7 +125,7 @@ def name_of_target(target: Any, kind: str) -> str:
     if module == "torch":
         # Builtins of torch say they live in a class that torch does not export.
         return f"torch.{qualified.removeprefix('_VariableFunctionsClass.')}"
-    if getattr(target, "__objclass__", None) is torch._C.TensorBase:
+    if is_tensor_method(target):
         return f"torch.Tensor.{target.__name__}"
     return f"{module}.{qualified}"
 
@@ -132,7 +133,7 @@ def name_of_target(target: Any, kind: str) -> str:
 def _traits_of(target: Any, kind: str) -> frozenset[Trait]:
     if target is operator.getitem:
         return frozenset({Trait.PURE})
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         known_pure = kind in ("placeholder", "get_attr") or getattr(target, "__module__", "") in ("_operator", "math")
         return frozenset({Trait.PURE} if known_pure else ())
     schema = target._schema
@@ -243,7 +244,7 @@ def _resolve(name: str) -> tuple[Any, str | None]:
 def _resolve_overload(namespace: str, rest: str) -> Any:
     base, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace, None), base, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
+    if not isinstance(packet, OpOverloadPacket):
         return None
     return getattr(packet, overload or "default", None)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from autosp_ir._torch_compat import FakeTensorMode
 from autosp_ir.errors import AutoSPError
 from autosp_ir.ir.graph import Graph, Node
 from autosp_ir.ir.infer import infer_type

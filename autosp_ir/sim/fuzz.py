@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from autosp_ir._torch_compat import FakeTensorMode
 from autosp_ir.ir.graph import Graph, Node, Origin, Value
 from autosp_ir.ir.infer import infer_type
 from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program, Signature
