@@ -20,7 +20,7 @@ from autosp_ir.ir.graph import Graph, Node, Phase, Value
 from autosp_ir.ir.infer import fake_of
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program, Signature, Stage
-from autosp_ir.ir.types import Layout, ScalarType, Shard, TensorType, Type, without_layout
+from autosp_ir.ir.types import ScalarType, Type, without_layout
 
 _TAG = "autosp_forward_node"
 _HINT = "simplify the module at that line, or report it: the forward graph itself is valid"
@@ -217,9 +217,7 @@ class _JointImport:
         for spec in signature.inputs:
             node = graph.value(spec.name).producer
             known = self._by_name.get(spec.name)
-            if spec.kind is InputKind.TANGENT:
-                node.result.type = self._tangent_type(spec, node.result.type)
-            elif known is not None and _same(known.result.type, node.result.type):
+            if known is not None and _same(known.result.type, node.result.type):
                 node.result.type = known.result.type
         last: dict[Node, Node] = {}
         for node in graph.nodes:
@@ -230,16 +228,6 @@ class _JointImport:
                 last[source] = node
         for source, node in last.items():
             node.result.type = source.result.type
-
-    def _tangent_type(self, spec: InputSpec, kind: Type) -> Type:
-        """A tangent of a sharded output is sharded alike; others are the same on every rank."""
-        leaves = self._forward.graph.output_node.args[0]
-        position = [s.target for s in self._forward.signature.outputs].index(spec.target)
-        value = leaves[position]
-        if not isinstance(kind, TensorType) or not isinstance(value, Value) or not isinstance(value.type, TensorType):
-            return kind
-        sharded = {a: p for a, p in value.type.layout.items() if isinstance(p, Shard)}
-        return kind.with_layout(Layout(sharded))
 
 
 def _same(one: Type, other: Type) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from autosp_ir._torch_compat import min_cut_saved_names
+from autosp_ir._torch_compat import force_fx_name, min_cut_saved_names
 from autosp_ir.emit.fx_export import export_graph
 from autosp_ir.emit.split import crossing_values
 from autosp_ir.errors import PassError
 from autosp_ir.ir.graph import Node, Phase, Value, map_values
-from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.ops import Trait, op_for_target
 from autosp_ir.ir.program import InputKind, OutputKind, Program
 from autosp_ir.ir.types import ScalarType, TensorType, TupleType
 from autosp_ir.ir.verify import output_leaves
@@ -74,17 +74,24 @@ def _report(program: Program, ctx: PassContext) -> None:
 def _min_cut(program: Program) -> set[Value]:
     """What torch's partitioner would save, as values of the program."""
     exported = export_graph(program)
-    values = {
-        fx_node.name: node.result
-        for node, fx_node in zip(program.graph.nodes, exported.graph.nodes, strict=True)
-        if node.results
-    }
+    values: dict[str, Value] = {}
+    for position, (node, fx_node) in enumerate(zip(program.graph.nodes, exported.graph.nodes, strict=True)):
+        # Where the partitioner makes placeholders of values, FX would alter names that are not in snake case.
+        force_fx_name(fx_node, f"value_{position}")
+        if node.results:
+            values[fx_node.name] = node.result
     kinds = [s.kind for s in program.signature.inputs]
     placeholders = [n for n in exported.graph.nodes if n.op == "placeholder"]
     for position, (node, kind) in enumerate(zip(placeholders, kinds, strict=True)):
         # The partitioner tells tangents from other inputs by their targets.
         node.target = f"tangents_{position}" if kind is InputKind.TANGENT else f"primals_{position}"
     static = [i for i, k in enumerate(kinds) if k in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT)]
+    for node in [
+        n for n in exported.graph.nodes if n.op == "call_function" and op_for_target(n.target).has(Trait.IDENTITY)
+    ]:
+        # Lowering erases it: saving its result saves its operand.
+        node.replace_all_uses_with(node.args[0])
+        exported.graph.erase_node(node)
     kept = sum(o.kind is not OutputKind.GRADIENT for o in program.signature.outputs)
     try:
         names = min_cut_saved_names(exported, kept, static)
@@ -98,10 +105,10 @@ def _min_cut(program: Program) -> set[Value]:
 
 
 def _is_view(node: Node) -> bool:
-    """Whether the node's result shares the storage of its first operand."""
+    """Whether the node's result shares the storage of its first operand, or will once lowering erases identities."""
     if node.is_op("operator.getitem"):
         return bool(node.operands) and node.operands[0].producer.op.has(Trait.VIEW)
-    return node.op.has(Trait.VIEW) or node.is_op(*_UNDECLARED_VIEWS)
+    return bool(node.op.traits & {Trait.VIEW, Trait.IDENTITY}) or node.is_op(*_UNDECLARED_VIEWS)
 
 
 def view_root(value: Value) -> Value:
