@@ -89,6 +89,8 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> bool:
     """Whether two tensors agree up to rounding, relative to the larger one's greatest element; NaN and inf alike."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    if one.is_complex():
+        return close(torch.view_as_real(one), torch.view_as_real(other), tolerance)
     if not one.is_floating_point():
         return torch.equal(one, other)
     finite = other.isfinite()
@@ -221,11 +223,12 @@ def _same_constant(value: Tensor, expected: Tensor) -> bool:
 
 
 def _opened(value: Tensor, shard: Shard) -> Tensor:
-    return value.unflatten(shard.dim, (int(shard.outer), -1))
+    opened: Tensor = value.unflatten(shard.dim, (int(shard.outer), -1))
+    return opened
 
 
 def _noise(value: Tensor) -> Tensor:
-    if value.is_floating_point():
+    if value.is_floating_point() or value.is_complex():
         return torch.randn_like(value)
     if value.dtype == torch.bool:
         raise LayoutError("a truth value is no sum", hint="give it another layout")

@@ -11,6 +11,7 @@ from autosp_ir.comm.rules.base import (
     Outcome,
     RuleContext,
     every,
+    refuse_partial,
     rule,
     whole,
 )
@@ -39,9 +40,6 @@ def cut_along_tokens(placement: Placement) -> bool:
 
 @rule("autosp.attention")
 def _attention(ctx: RuleContext) -> Outcome:
-    for value in ctx.tensors:
-        if isinstance(ctx.placement(value), Partial):
-            ctx.fail(f"%{value.name} is a partial sum and attention is not linear", NEEDS_SUM)
     placement = _common(ctx, unresolved=ctx.program.stage is Stage.FORWARD and RESOLVED not in ctx.program.facts)
     return placement, placement
 
@@ -68,14 +66,12 @@ def _scaled_dot_product_attention(ctx: RuleContext) -> Outcome:
         if not all(whole(ctx.placement(v)) for v in ctx.tensors):
             ctx.fail("only [B, H, S, D] attention keeps a shard", "run canonicalize first")
         return WHOLE
-    for value in ctx.tensors:
-        if isinstance(ctx.placement(value), Partial):
-            ctx.fail(f"%{value.name} is a partial sum and attention is not linear", NEEDS_SUM)
     return _common(ctx, unresolved=False)
 
 
 def _common(ctx: RuleContext, *, unresolved: bool) -> Placement:
     """The shard that every main operand has, checked against the masks."""
+    refuse_partial(ctx)
     main, masks = attention_operands(ctx.node)
     placements = [ctx.placement(v) for v in main]
     shard = next((p for p in placements if isinstance(p, Shard)), None)

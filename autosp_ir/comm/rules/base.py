@@ -14,9 +14,10 @@ from typing import Any, NoReturn, TypeAlias
 
 import sympy
 
+from autosp_ir.comm.rules.constants import FILL_OPS, constant, uniform
 from autosp_ir.errors import AutoSPError, LayoutError
 from autosp_ir.ir.graph import Node, Value
-from autosp_ir.ir.ops import OpDef, Trait, op_by_name
+from autosp_ir.ir.ops import OpDef, op_by_name
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import (
     INVARIANT,
@@ -180,11 +181,11 @@ class RuleContext:
 
         Such a value may stand where a shard is wanted. A hypothetical placement is taken at its word instead.
         """
-        return not self.what_if and whole(self.placement(value)) and _uniform(value, dim)
+        return not self.what_if and whole(self.placement(value)) and uniform(value, dim)
 
     def is_zero(self, value: Value) -> bool:
         """Whether a value is zero everywhere, so that it is also its own partial sum."""
-        return bool(_constant(value) == 0)
+        return bool(constant(value) == 0)
 
     def local_extents(self) -> list[Value]:
         """Scalar operands that measure a sharded dimension: numbers that differ from the whole model's."""
@@ -223,80 +224,6 @@ def _shown(outcome: Outcome) -> str:
     return str(outcome)
 
 
-# -- constants -------------------------------------------------------------------------------------------------------
-
-_FILLS: Mapping[str, float | str] = {
-    "aten.zeros": 0,
-    "aten.zeros_like": 0,
-    "aten.new_zeros": 0,
-    "aten.ones": 1,
-    "aten.ones_like": 1,
-    "aten.new_ones": 1,
-    "aten.full": "fill_value",
-    "aten.full_like": "fill_value",
-    "aten.new_full": "fill_value",
-    "aten.scalar_tensor": "s",
-    "aten._efficientzerotensor": 0,
-}
-FILL_OPS = frozenset(_FILLS)
-"""Operations whose result is one number everywhere."""
-
-_SAME_VALUE = frozenset(
-    {
-        "aten.expand",
-        "aten.view",
-        "aten.reshape",
-        "aten._unsafe_view",
-        "aten.clone",
-        "aten.contiguous",
-        "aten.detach",
-        "aten.alias",
-        "aten._to_copy",
-        "aten.to.dtype",
-        "aten.unsqueeze",
-        "aten.permute",
-        "aten.transpose.int",
-        "aten.t",
-        "aten.slice.Tensor",
-        "aten.select.int",
-    }
-)
-_ELEMENTWISE_COPIES = frozenset(
-    {"aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten._to_copy", "aten.to.dtype"}
-)
-
-
-def _constant(value: Value) -> Any:
-    """The number that fills a value, `...` for an unknown one that is the same everywhere, None if not constant."""
-    node = value.producer
-    while node.op.name in _SAME_VALUE and node.operands:
-        node = node.operands[0].producer
-    if node.op.name not in _FILLS:
-        return None
-    fill = _FILLS[node.op.name]
-    number = node.arg(fill) if isinstance(fill, str) else fill
-    return number if isinstance(number, int | float) else ...
-
-
-def _uniform(value: Value, dim: int) -> bool:
-    kind = value.type
-    if not isinstance(kind, TensorType):
-        return True
-    if _constant(value) is not None or kind.numel == 1:
-        return True
-    node = value.producer
-    tensors = [v for v in node.operands if isinstance(v.type, TensorType)]
-    if node.is_op("aten.expand") or node.op.name in _ELEMENTWISE_COPIES or node.op.has(Trait.POINTWISE):
-        return bool(tensors) and all(_uniform_operand(v, dim - kind.ndim) for v in tensors)
-    return False
-
-
-def _uniform_operand(value: Value, from_end: int) -> bool:
-    shape = value.tensor_type.shape
-    dim = len(shape) + from_end
-    return dim < 0 or shape[dim] == 1 or _uniform(value, dim)
-
-
 def refuse_unless_whole(ctx: RuleContext, reason: str) -> Placement:
     """Whole if every tensor operand is, else refuse with a reason."""
     if not all(whole(ctx.placement(v)) for v in ctx.tensors):
@@ -315,6 +242,14 @@ def every(ctx: RuleContext, placement: Placement) -> Outcome:
     """One placement for each element of the node's result."""
     kind = ctx.node.result.type
     return (placement,) * len(kind.elements) if isinstance(kind, TupleType) else placement
+
+
+def off_dimension(ctx: RuleContext, value: Value, dim: int, what: str) -> Placement:
+    """The placement of `value`, refused when it is cut along `dim`."""
+    placement = ctx.placement(value)
+    if isinstance(placement, Shard) and placement.dim == dim:
+        ctx.fail(f"{what} along dimension {dim}, which is cut", NEEDS_GATHER)
+    return placement
 
 
 def cuttable(kind: TensorType, shard: Shard) -> bool:
@@ -373,6 +308,7 @@ __all__ = [
     "RuleContext",
     "cuttable",
     "every",
+    "off_dimension",
     "product",
     "quotient",
     "refuse_partial",

@@ -17,7 +17,8 @@ def _like(ctx: RuleContext) -> Outcome:
 
 @rule(*sorted(FILL_OPS - set(_LIKE)))
 def _constant(ctx: RuleContext) -> Outcome:
-    if ctx.local_extents() and isinstance(ctx.arg("fill_value"), type(ctx.local_extents()[0])):
+    number = ctx.arg("fill_value")
+    if any(number is measured for measured in ctx.local_extents()):
         ctx.fail("the fill value measures a sharded dimension", "multiply it by the axis size")
     made = ctx.node.result.type
     wanted = ctx.shard_hint()

@@ -11,12 +11,13 @@ from autosp_ir.comm.rules.base import (
     WHOLE,
     Outcome,
     RuleContext,
+    off_dimension,
     rule,
     whole,
 )
+from autosp_ir.comm.rules.parts import full_range
 from autosp_ir.comm.rules.pointwise import broadcast
 from autosp_ir.comm.rules.reductions import along
-from autosp_ir.comm.rules.views import full_range, off_dimension
 from autosp_ir.ir.graph import Value
 from autosp_ir.ir.types import PARTIAL, Partial, Placement, Shard
 
@@ -224,8 +225,13 @@ def _index_put(ctx: RuleContext) -> Outcome:
 def _slice_backward(ctx: RuleContext) -> Outcome:
     gradient = ctx.operand("grad_output")
     dim = ctx.dim(gradient)
-    extent = list(ctx.arg("input_sizes"))[dim]
-    if full_range(ctx.arg("start"), ctx.arg("end"), ctx.arg("step"), extent):
+    sizes = list(ctx.arg("input_sizes"))
+    start, end, step = ctx.arg("start"), ctx.arg("end"), ctx.arg("step")
+    expected = list(sizes)
+    if all(isinstance(b, int) for b in (sizes[dim], start, end, step)):
+        expected[dim] = len(range(*slice(start, end, step).indices(sizes[dim])))
+    _check_sizes(ctx, gradient, expected)
+    if full_range(start, end, step, sizes[dim]):
         return ctx.placement(gradient)
     return off_dimension(ctx, gradient, dim, "a slice was taken")
 
@@ -234,5 +240,13 @@ def _slice_backward(ctx: RuleContext) -> Outcome:
 def _select_backward(ctx: RuleContext) -> Outcome:
     gradient = ctx.operand("grad_output")
     new = int(ctx.arg("dim")) % (gradient.tensor_type.ndim + 1)
+    _check_sizes(ctx, gradient, [s for d, s in enumerate(ctx.arg("input_sizes")) if d != new])
     placement = ctx.placement(gradient)
     return Shard(placement.dim + (placement.dim >= new), placement.outer) if isinstance(placement, Shard) else placement
+
+
+def _check_sizes(ctx: RuleContext, gradient: Value, expected: list[object]) -> None:
+    """The kernel trusts its size arguments, so a size of the whole where a shard's is meant must not pass."""
+    pairs = zip(gradient.tensor_type.shape, expected, strict=True)
+    if any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs):
+        ctx.fail(f"input sizes {list(ctx.arg('input_sizes'))} do not fit the local gradient", "use the local sizes")

@@ -10,13 +10,11 @@ from autosp_ir.ir.types import PARTIAL, Partial, Placement, Shard
 
 # Untagged by torch, or composite, but elementwise all the same.
 POINTWISE_EXTRAS = (
-    "aten.add_relu",
     "aten.divide.Tensor",
     "aten.divide.Scalar",
     "aten.elu_backward",
     "aten.floor_divide",
     "aten.floor_divide.Scalar",
-    "aten.glu_jvp",
     "aten.hardsigmoid_backward",
     "aten.hardswish",
     "aten.hardswish_backward",

@@ -1,0 +1,148 @@
+"""Slices, repetitions, splits and joins: local off the cut dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autosp_ir.comm.rules.base import (
+    NEEDS_GATHER,
+    NEEDS_SUM,
+    WHOLE,
+    Outcome,
+    RuleContext,
+    every,
+    off_dimension,
+    rule,
+    whole,
+)
+from autosp_ir.comm.rules.views import move
+from autosp_ir.ir.graph import Value
+from autosp_ir.ir.types import Dim, Partial, Placement, Shard
+
+
+def full_range(start: object, end: object, step: object, extent: Dim) -> bool:
+    """Whether a slice keeps a whole dimension."""
+    if step not in (None, 1) or start not in (None, 0):
+        return False
+    if end is None:
+        return True
+    if isinstance(end, Value):
+        return getattr(end.type, "expr", None) == extent
+    return isinstance(end, int) and (end >= 2**62 or (isinstance(extent, int) and end >= extent))
+
+
+@rule("aten.slice.Tensor", "aten.slice_copy.Tensor")
+def _slice(ctx: RuleContext) -> Outcome:
+    value = ctx.tensors[0]
+    dim = ctx.dim(value)
+    if full_range(ctx.arg("start"), ctx.arg("end"), ctx.arg("step"), value.tensor_type.shape[dim]):
+        return ctx.placement(value)
+    return off_dimension(ctx, value, dim, "a slice")
+
+
+@rule("aten.narrow", "aten.narrow_copy")
+def _narrow(ctx: RuleContext) -> Outcome:
+    value = ctx.tensors[0]
+    return off_dimension(ctx, value, ctx.dim(value), "a slice")
+
+
+@rule("aten.flip", "aten.roll")
+def _reorder(ctx: RuleContext) -> Outcome:
+    value = ctx.tensors[0]
+    for dim in ctx.dims(value, "dims"):
+        off_dimension(ctx, value, dim, "tokens move between ranks")
+    return ctx.placement(value)
+
+
+@rule("aten.constant_pad_nd", "aten.pad")
+def _pad(ctx: RuleContext) -> Outcome:
+    value = ctx.tensors[0]
+    pads = list(ctx.arg("pad"))
+    fill = ctx.arg("value")
+    mode = ctx.arg("mode", "constant")
+    if isinstance(ctx.placement(value), Partial) and (mode != "constant" or (fill is not None and fill != 0)):
+        ctx.fail("a partial sum is padded with a number, once per rank", NEEDS_SUM)
+    for pair in range(len(pads) // 2):
+        if pads[2 * pair] != 0 or pads[2 * pair + 1] != 0:
+            off_dimension(ctx, value, value.tensor_type.ndim - 1 - pair, "padding")
+    return ctx.placement(value)
+
+
+@rule("aten.repeat", "aten.tile")
+def _repeat(ctx: RuleContext) -> Outcome:
+    value = ctx.tensors[0]
+    repeats = list(ctx.arg("repeats") if ctx.node.is_op("aten.repeat") else ctx.arg("dims"))
+    added = len(repeats) - value.tensor_type.ndim
+    placement = ctx.placement(value)
+    if not isinstance(placement, Shard):
+        return placement
+    dim = placement.dim + added
+    if dim >= 0 and repeats[dim] != 1:
+        ctx.fail(f"dimension {placement.dim}, which is cut, is repeated", NEEDS_GATHER)
+    return Shard(placement.dim + max(added, 0), placement.outer)
+
+
+@rule("aten.repeat_interleave.self_int")
+def _repeat_interleave(ctx: RuleContext) -> Outcome:
+    value = ctx.tensors[0]
+    placement = ctx.placement(value)
+    if ctx.arg("dim") is None and isinstance(placement, Shard):
+        ctx.fail("the value is flattened while it is cut", NEEDS_GATHER)
+    return placement
+
+
+# -- several values --------------------------------------------------------------------------------------------------
+
+
+@rule("aten.split.Tensor", "aten.split_with_sizes", "aten.chunk", "aten.split.sizes", "aten.tensor_split.sections")
+def _split(ctx: RuleContext) -> Outcome:
+    value = ctx.tensors[0]
+    return every(ctx, off_dimension(ctx, value, ctx.dim(value), "a split"))
+
+
+@rule("aten.unbind.int")
+def _unbind(ctx: RuleContext) -> Outcome:
+    value = ctx.tensors[0]
+    removed = ctx.dim(value)
+    return every(ctx, move(ctx, value, lambda d: None if d == removed else d - (d > removed)))
+
+
+@rule("aten.cat", "aten.concat", "aten.concatenate")
+def _cat(ctx: RuleContext) -> Outcome:
+    # A legacy empty operand of shape [0] has no dimension to join and adds nothing.
+    values = [v for v in ctx.tensors if v.tensor_type.shape != (0,)]
+    if not values:
+        return WHOLE
+    return _join(ctx, values, ctx.dim(values[0]))
+
+
+@rule("aten.stack")
+def _stack(ctx: RuleContext) -> Outcome:
+    values = ctx.tensors
+    new = int(ctx.arg("dim")) % (values[0].tensor_type.ndim + 1)
+    placement = _join(ctx, values, None)
+    return Shard(placement.dim + (placement.dim >= new), placement.outer) if isinstance(placement, Shard) else placement
+
+
+def _join(ctx: RuleContext, values: Sequence[Value], along: int | None) -> Placement:
+    """The common placement of joined values: all cut alike off the joined dimension, all sums, or all whole."""
+    placements = [ctx.placement(v) for v in values]
+    moved = next((p for p in placements if not whole(p)), None)
+    if moved is None:
+        return WHOLE
+    if isinstance(moved, Shard) and moved.dim == along:
+        ctx.fail(f"values are joined along dimension {along}, which is cut", NEEDS_GATHER)
+    for value, placement in zip(values, placements, strict=True):
+        if placement == moved:
+            continue
+        coerced = isinstance(moved, Partial) and ctx.is_zero(value)
+        if isinstance(moved, Shard) and not coerced:
+            same_extent = any(
+                v.tensor_type.shape[moved.dim] == value.tensor_type.shape[moved.dim]
+                for v, p in zip(values, placements, strict=True)
+                if p == moved
+            )
+            coerced = whole(placement) and same_extent and ctx.uniform_along(value, moved.dim)
+        if not coerced:
+            ctx.fail(f"%{value.name} is {placement} where the values joined to it are {moved}", NEEDS_GATHER)
+    return moved
