@@ -94,6 +94,7 @@ def _views() -> list[Probe]:
         Probe("aten.slice.Tensor", (x, 1, 1, 3)),
         Probe("aten.slice.Tensor", (x, 1, 0, 9223372036854775807)),
         Probe("aten.slice.Tensor", (x, 1, 0, 4)),
+        Probe("aten.slice.Tensor", (x, 1, 0, 2)),
         Probe("aten.slice.Tensor", (x, 1, -2, 9223372036854775807)),
         Probe("aten.narrow", (x, 2, 1, 4)),
         Probe("aten.flip", (x, [1])),

@@ -231,7 +231,7 @@ def _slice_backward(ctx: RuleContext) -> Outcome:
     if all(isinstance(b, int) for b in (sizes[dim], start, end, step)):
         expected[dim] = len(range(*slice(start, end, step).indices(sizes[dim])))
     _check_sizes(ctx, gradient, expected)
-    if full_range(start, end, step, sizes[dim]):
+    if full_range(ctx, ctx.placement(gradient), dim, sizes[dim]):
         return ctx.placement(gradient)
     return off_dimension(ctx, gradient, dim, "a slice was taken")
 

@@ -20,22 +20,28 @@ from autosp_ir.ir.graph import Value
 from autosp_ir.ir.types import Dim, Partial, Placement, Shard
 
 
-def full_range(start: object, end: object, step: object, extent: Dim) -> bool:
-    """Whether a slice keeps a whole dimension."""
+def full_range(ctx: RuleContext, placement: Placement, dim: int, extent: Dim) -> bool:
+    """Whether the node's slice keeps all of a dimension, of the whole model's length where it is cut.
+
+    An end equal to the local length would keep a rank's part but not the whole model's dimension.
+    """
+    start, end, step = ctx.arg("start"), ctx.arg("end"), ctx.arg("step")
     if step not in (None, 1) or start not in (None, 0):
         return False
+    cut = isinstance(placement, Shard) and placement.dim == dim
+    length = extent * ctx.size if cut and not ctx.what_if else extent
     if end is None:
         return True
     if isinstance(end, Value):
-        return getattr(end.type, "expr", None) == extent
-    return isinstance(end, int) and (end >= 2**62 or (isinstance(extent, int) and end >= extent))
+        return getattr(end.type, "expr", None) == length
+    return isinstance(end, int) and (end >= 2**62 or (isinstance(length, int) and end >= length))
 
 
 @rule("aten.slice.Tensor", "aten.slice_copy.Tensor")
 def _slice(ctx: RuleContext) -> Outcome:
     value = ctx.tensors[0]
     dim = ctx.dim(value)
-    if full_range(ctx.arg("start"), ctx.arg("end"), ctx.arg("step"), value.tensor_type.shape[dim]):
+    if full_range(ctx, ctx.placement(value), dim, value.tensor_type.shape[dim]):
         return ctx.placement(value)
     return off_dimension(ctx, value, dim, "a slice")
 
