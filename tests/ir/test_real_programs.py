@@ -8,6 +8,7 @@ from autosp_ir.capture.program import capture
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.text import parse, structurally_equal
 from autosp_ir.pipeline.manager import PassManager
+from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
 from autosp_passes.differentiate import Differentiate
 from tests.models import ZOO, build
 
@@ -41,3 +42,13 @@ def test_joint_programs_read_back_and_verify(name: str) -> None:
     program = PassManager([Differentiate()]).run(capture(model, batch)).program
     assert "\n  backward:\n" in str(program)
     check(program)
+
+
+def test_every_stage_of_the_default_pipeline_reads_back_and_verifies() -> None:
+    model, batch = build("llama-gqa")
+    program = capture(model, batch)
+    for name in DEFAULT_PIPELINE.split(","):
+        program = PassManager(name).run(program, mesh={"sp": 2}).program
+        check(program)
+    assert "{sp: S(1)}" in str(program)
+    assert "_c10d_functional.wait_tensor" in str(program)
