@@ -140,6 +140,9 @@ class _Cleaner:
         if source is not None:
             self.mapping[node] = self.mapping[source]
             return
+        if operator == "copy":
+            self.mapping[node] = self._written_values(node)
+            return
         _refuse_value_dependent_shape(node)
         made = self.graph.node_copy(node, lambda n: self.mapping[n])
         if operator == "detach_":
@@ -147,6 +150,18 @@ class _Cleaner:
         made.meta["nn_module_stack"] = _without_prefix(node.meta.get("nn_module_stack") or {})
         made.meta["stack_trace"] = _without_capture_frames(node.meta.get("stack_trace") or "")
         self.mapping[node] = made
+
+    def _written_values(self, node: fx.Node) -> fx.Node:
+        """What `target.copy_(source)` leaves in the target: the source, cast and broadcast; torch cannot derive it."""
+        target, source = node.all_input_nodes[0], node.all_input_nodes[-1]
+        made, wanted = self.mapping[source], node.meta["val"]
+        if source.meta["val"].dtype != wanted.dtype:
+            made = self.graph.call_function(aten._to_copy.default, (made,), {"dtype": wanted.dtype})
+            made.meta = {**node.meta, "val": source.meta["val"].to(wanted.dtype)}
+        if source.meta["val"].shape != wanted.shape:
+            made = self.graph.call_function(aten.expand_as.default, (made, self.mapping[target]))
+            made.meta = dict(node.meta)
+        return made
 
     def _output(self, node: fx.Node) -> list[OutputSpec]:
         specs: list[OutputSpec] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
 from autosp_ir._torch_compat import fake_mode_of, is_fake
 from autosp_ir.capture import huggingface
@@ -32,6 +32,9 @@ from autosp_ir.capture.tracing import capture_lock, named_errors, refuse_lost_gr
 from autosp_ir.errors import CaptureError, UnsupportedError
 
 LossFn = Callable[[Any, Any], Tensor]
+_SUGGESTED_RANGE = re.compile(r"S = Dim\('S'(?:, min=(\d+))?(?:, max=(\d+))?\)")
+_EXCLUDED_LENGTH = re.compile(r"range (?P<low>\d+) <= S <= (?P<high>\d+) satisfy .* != (?P<length>\d+)")
+_RANGE_ATTEMPTS = 3
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "OptimizedModule")
 
 
@@ -163,7 +166,7 @@ def _export(step: _Step, example: tuple[Tensor, ...], dynamic_shapes: dict[str, 
     with (
         named_errors(what),
         torch.enable_grad(),
-        huggingface.captured_attention(step.model),
+        huggingface.captured_attention(step.model, step.plan.constants.get("use_cache")),
         refuse_lost_gradients(),
     ):
         program = _within_range(step, example, dynamic_shapes)
@@ -172,17 +175,30 @@ def _export(step: _Step, example: tuple[Tensor, ...], dynamic_shapes: dict[str, 
 
 
 def _within_range(step: _Step, example: tuple[Tensor, ...], dynamic_shapes: dict[str, Any] | None) -> ExportedProgram:
-    """Export; when the model's code admits only a range of lengths, once more for that range."""
-    try:
-        return torch.export.export(step, example, dynamic_shapes=dynamic_shapes, strict=False)
-    except Exception as error:
-        if dynamic_shapes is None or "Suggested fixes" not in str(error):
-            raise
-        refined: Any = refine_dynamic_shapes_from_suggested_fixes(str(error), dynamic_shapes)
-        extents = [e for spec in refined["tensors"] if spec is not None for e in spec.values()]
-        if any(isinstance(extent, int) for extent in extents):
-            raise
-        return torch.export.export(step, example, dynamic_shapes=refined, strict=False)
+    """Export; when the model's code admits only a range of lengths, again for that range."""
+    for _ in range(_RANGE_ATTEMPTS):
+        try:
+            return torch.export.export(step, example, dynamic_shapes=dynamic_shapes, strict=False)
+        except Exception as error:
+            length = _narrowed(str(error))
+            if dynamic_shapes is None or length is None:
+                raise
+            refined = tuple(None if s is None else dict.fromkeys(s, length) for s in dynamic_shapes["tensors"])
+            dynamic_shapes = {"tensors": refined}
+    return torch.export.export(step, example, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def _narrowed(message: str) -> Dim | None:
+    """The range of lengths that export says the model admits; None when it names none."""
+    suggested = _SUGGESTED_RANGE.search(message)
+    if suggested is not None:
+        low, high = (int(bound) if bound else None for bound in suggested.groups())
+        return Dim("S", min=low, max=high)
+    # A table read up to its last row is a case of its own to export, which it reports as "!= rows".
+    excluded = _EXCLUDED_LENGTH.search(message)
+    if excluded is None or excluded["high"] != excluded["length"]:
+        return None
+    return Dim("S", min=int(excluded["low"]), max=int(excluded["high"]) - 1)
 
 
 def _refuse_ambient_autocast(example: Sequence[Tensor]) -> None:

@@ -68,10 +68,14 @@ def check_arguments(model: nn.Module, constants: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def captured_attention(model: nn.Module) -> Iterator[None]:
+def captured_attention(model: nn.Module, use_cache: bool | None = None) -> Iterator[None]:
     """Let the transformers models inside `model` emit `autosp::attention`; everything is restored afterwards.
 
     Models whose attention cannot be exchanged keep their own, and their graph is recognised later.
+
+    Args:
+        model: A transformers model, or a module that contains some.
+        use_cache: What the batch says; None leaves it to the configs, as a call of the model would.
     """
     found = transformers_models(model)
     if not found:
@@ -79,9 +83,7 @@ def captured_attention(model: nn.Module) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         stack.enter_context(_registered(model))
-        for config in _configs(model):
-            if hasattr(config, "use_cache"):
-                stack.enter_context(_temporarily(config, "use_cache", False))
+        stack.enter_context(_without_cache(model, use_cache))
         for config in _exchangeable(model, found):
             stack.enter_context(_temporarily(config, "_attn_implementation_internal", IMPLEMENTATION))
         yield
@@ -103,6 +105,24 @@ def _exchangeable(model: nn.Module, found: list[Any]) -> list[Any]:
     return [
         c for c in _configs(model) if id(c) not in fixed and (c._attn_implementation_internal or "sdpa") in _REPLACED
     ]
+
+
+@contextlib.contextmanager
+def _without_cache(model: nn.Module, use_cache: bool | None) -> Iterator[None]:
+    """Trace without a key/value cache, with the masks that the call would have had.
+
+    A training step needs no cache, but transformers looks for packed sequences in the positions only when there is
+    none: a model called with its cache attends across them, and so must the program.
+    """
+    from transformers import masking_utils
+
+    cached = [c for c in _configs(model) if getattr(c, "use_cache", False)]
+    with contextlib.ExitStack() as stack:
+        for config in cached:
+            stack.enter_context(_temporarily(config, "use_cache", False))
+        if cached and use_cache is None:
+            stack.enter_context(_temporarily(masking_utils, "find_packed_sequence_indices", lambda positions: None))
+        yield
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ with its results detached, which has the same gradients. Anything for which that
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 from autosp_ir.errors import CaptureError, UnsupportedError
 
 aten = torch.ops.aten
+_HERE = str(Path(__file__).parent)
 _BOOKKEEPING = {aten.detach_.default}
 _RUNNING_STATISTICS = {aten.batch_norm.default: 5, aten.instance_norm.default: 5}
 
@@ -37,7 +39,7 @@ def inline_regions(module: fx.GraphModule) -> None:
             _, _, enabled, _, body, *operands = node.args
             if enabled:
                 raise UnsupportedError(
-                    f"the model runs part of its forward under torch.autocast{_where(node)}",
+                    f"the model runs part of its forward under torch.autocast{_where_inside(module, body)}",
                     hint="cast the model instead, for example model.to(torch.bfloat16)",
                 )
             _inline(module, node, body, operands, detach=False)
@@ -193,6 +195,11 @@ def _is_fresh(node: fx.Node) -> bool:
     return not node.all_input_nodes
 
 
+def _where_inside(module: fx.GraphModule, body: fx.Node) -> str:
+    inner: fx.GraphModule = getattr(module, str(body.target))
+    return next((place for node in inner.graph.nodes if (place := _where(node))), "")
+
+
 def where(node: fx.Node) -> str:
     """The model's source line of an exported node, for error messages."""
     return _where(node)
@@ -203,7 +210,7 @@ def _where(node: fx.Node) -> str:
     frames = [i for i, line in enumerate(lines) if line.startswith("File ")]
     if not frames:
         return ""
-    own = [i for i in frames if "/torch/" not in lines[i]] or frames
+    own = [i for i in frames if "/torch/" not in lines[i] and _HERE not in lines[i]] or frames
     return "\nat " + " ".join(lines[own[-1] : own[-1] + 2])
 
 

@@ -10,9 +10,9 @@ import contextlib
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -30,26 +30,30 @@ _CONSTRAINT = ("onstraints violated", "not within the range", "specialized", "sp
 
 @contextlib.contextmanager
 def refuse_lost_gradients() -> Iterator[None]:
-    """Refuse custom backward functions and tensor hooks for the duration.
+    """Refuse custom backward functions and tensor hooks in this thread, for the duration.
 
     Raises:
         UnsupportedError: From inside the traced model, naming the function or hook.
     """
     function = torch.autograd.Function
-    original_apply = function.__dict__["apply"]
+    original_apply: Any = function.__dict__["apply"]
     original_hook = torch.Tensor.register_hook
+    here = threading.get_ident()
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         # torch's own operator registrations make such functions too; those are traced below this level.
-        if cls.__module__.startswith("torch._"):
-            return original_apply.__get__(None, cls)(*args, **kwargs)
+        if cls.__module__.startswith("torch._") or threading.get_ident() != here:
+            call_original: Callable[..., Any] = original_apply.__get__(None, cls)
+            return call_original(*args, **kwargs)
         raise UnsupportedError(
             f"the model calls the autograd function {cls.__module__}.{cls.__qualname__}; its backward would be lost "
             f"in the captured graph{_at(traceback.extract_stack())}",
             hint=_function_hint(cls),
         )
 
-    def register_hook(tensor: torch.Tensor, hook: Any) -> NoReturn:
+    def register_hook(tensor: torch.Tensor, hook: Any) -> Any:
+        if threading.get_ident() != here:
+            return original_hook(tensor, hook)
         raise UnsupportedError(
             f"the model registers a gradient hook on a tensor in its forward; it would be lost in the captured "
             f"graph{_at(traceback.extract_stack())}",

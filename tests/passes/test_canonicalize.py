@@ -34,7 +34,7 @@ def assert_exact(model: nn.Module, program: Program, batch: dict[str, Tensor]) -
     torch.testing.assert_close(result.loss, loss.detach(), rtol=1e-12, atol=1e-12)
     for (name, _), grad in zip(model.named_parameters(), grads, strict=True):
         expected = torch.zeros_like(result.grads[name]) if grad is None else grad
-        torch.testing.assert_close(result.grads[name], expected, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(result.grads[name], expected, rtol=1e-10, atol=1e-12)
 
 
 def op_names(program: Program) -> set[str]:

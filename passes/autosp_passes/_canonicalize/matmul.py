@@ -187,7 +187,7 @@ def _four_dims(rewriter: Rewriter, value: Value, lead: tuple[Any, ...] | None) -
     if lead is None:
         return rewriter.create("aten.unsqueeze", (value, 1))
     wanted = (*lead, *kind.shape[1:])
-    source = value
+    source: Value = value
     while base(source.producer) in _RESHAPES or base(source.producer) in SAME_VALUES:
         source = source.producer.args[0]
         if source.tensor_type.shape == wanted:
