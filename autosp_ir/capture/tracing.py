@@ -37,7 +37,7 @@ def refuse_lost_gradients() -> Iterator[None]:
     """
     function = torch.autograd.Function
     original_apply: Any = function.__dict__["apply"]
-    original_hook = torch.Tensor.register_hook
+    original_hook: Any = torch.Tensor.register_hook
     here = threading.get_ident()
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
