@@ -20,8 +20,8 @@ Measured = tuple[float, dict[str, Tensor]]
 
 
 def loss_of(output: Any) -> Tensor:
-    """The loss of a model's output: the output itself for plain models."""
-    loss: Tensor = output.loss if hasattr(output, "loss") else output
+    """The loss of a model's output."""
+    loss: Tensor = output["loss"]
     return loss
 
 
