@@ -154,7 +154,8 @@ class _Cleaner:
     def _written_values(self, node: fx.Node) -> fx.Node:
         """What `target.copy_(source)` leaves in the target: the source, cast and broadcast; torch cannot derive it."""
         target, source = node.all_input_nodes[0], node.all_input_nodes[-1]
-        made, wanted = self.mapping[source], node.meta["val"]
+        wanted = node.meta["val"]
+        made: fx.Node = self.mapping[source]
         if source.meta["val"].dtype != wanted.dtype:
             made = self.graph.call_function(aten._to_copy.default, (made,), {"dtype": wanted.dtype})
             made.meta = {**node.meta, "val": source.meta["val"].to(wanted.dtype)}

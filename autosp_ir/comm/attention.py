@@ -8,6 +8,7 @@ of keys can be merged, and it is differentiable. A query that sees no key gives 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,12 @@ from torch import Tensor
 from autosp_ir.comm import attention_kernels
 from autosp_ir.comm.attention_kernels import HALF_DTYPES, Call
 from autosp_ir.errors import UnsupportedError
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.ops import extend_op
+from autosp_ir.ir.types import Dim, Shard, TensorType, TupleType
 
+Described = Tensor | TensorType
+_MASKS, _TOKENS = ("bias", "segment_ids"), 2
 _ATTRIBUTES = (
     "bool causal=False, SymInt? window=None, SymInt q_offset=0, SymInt kv_offset=0, "
     "float? scale=None, float dropout=0.0"
@@ -39,15 +45,23 @@ def lse_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    segment_ids: Tensor | None,
-    window: int | torch.SymInt | None,
+    q: Described,
+    k: Described,
+    v: Described,
+    bias: Described | None,
+    segment_ids: Described | None,
+    window: object,
     dropout: float,
 ) -> None:
     """Refuse what no kernel computes. Symbolic sizes are compared at run time, where they are numbers."""
+    _check_operands(q, k, v, segment_ids, window, dropout)
+    if bias is not None:
+        _check_bias(bias, (*q.shape[:3], k.shape[2]))
+
+
+def _check_operands(
+    q: Described, k: Described, v: Described, segment_ids: Described | None, window: object, dropout: float
+) -> None:
     if dropout:
         raise UnsupportedError(
             f"attention with dropout {dropout} is not supported",
@@ -63,7 +77,7 @@ def _check(
             f"attention takes queries, keys and values of one floating dtype, got {q.dtype}, {k.dtype} and {v.dtype}",
             hint="cast them to one dtype before attention",
         )
-    (batch, heads, queries, width), (kv_batch, kv_heads, keys, _) = q.shape, k.shape
+    (batch, heads, _, width), (kv_batch, kv_heads, keys, _) = q.shape, k.shape
     same = ((batch, kv_batch), (batch, v.shape[0]), (kv_heads, v.shape[1]), (keys, v.shape[2]), (width, k.shape[3]))
     if any(_differ(a, b) for a, b in same) or (_static(heads, kv_heads) and (kv_heads == 0 or heads % kv_heads)):
         raise UnsupportedError(
@@ -72,8 +86,6 @@ def _check(
         )
     if isinstance(window, int) and window < 1:
         raise UnsupportedError(f"an attention window of {window} sees nothing", hint="use a window of at least 1")
-    if bias is not None:
-        _check_bias(bias, (batch, heads, queries, keys))
     if segment_ids is not None and (segment_ids.ndim != 2 or segment_ids.dtype.is_floating_point):
         raise UnsupportedError(
             f"segment_ids must be integers of shape [B, S], got {segment_ids.dtype} with {segment_ids.ndim} dimensions",
@@ -81,7 +93,7 @@ def _check(
         )
 
 
-def _check_bias(bias: Tensor, scores: tuple[int, ...]) -> None:
+def _check_bias(bias: Described, scores: Sequence[Dim]) -> None:
     fits = bias.ndim <= 4 and not any(
         _differ(extent, target) and extent != 1
         for extent, target in zip(reversed(bias.shape), reversed(scores), strict=False)
@@ -97,7 +109,7 @@ def _static(*sizes: object) -> bool:
     return all(isinstance(size, int) for size in sizes)
 
 
-def _differ(a: int, b: int) -> bool:
+def _differ(a: Dim, b: Dim) -> bool:
     return _static(a, b) and a != b
 
 
@@ -232,9 +244,23 @@ def _no_second_gradient(ctx: Any, *grads: Tensor | None) -> None:
     )
 
 
+def _infer(node: Node) -> TupleType:
+    """Types of out and lse. Cut along the tokens, a bias waits in its whole shape for the pass that places it."""
+    q, k, v = (node.arg(name).tensor_type for name in ("q", "k", "v"))
+    bias, segment_ids = (m.tensor_type if isinstance(m := node.arg(n), Value) else None for n in _MASKS)
+    unresolved = any(isinstance(p, Shard) and p.dim == _TOKENS for _, p in q.layout.items())
+    _check_operands(q, k, v, segment_ids, node.arg("window"), node.arg("dropout"))
+    if bias is not None:
+        lengths = bias.shape[-2:] if unresolved else (q.shape[2], k.shape[2])
+        _check_bias(bias, (*q.shape[:2], *lengths))
+    out = TensorType((*q.shape[:3], v.shape[3]), q.dtype, q.device)
+    return TupleType((out, TensorType(q.shape[:3], lse_dtype(q.dtype), q.device)))
+
+
 torch.library.register_fake("autosp::attention", _shape, lib=LIBRARY)
 torch.library.register_fake("autosp::attention_backward", _backward_shape, lib=LIBRARY)
 LIBRARY.impl("attention", _attention, "CompositeExplicitAutograd")
 LIBRARY.impl("attention_backward", _attention_backward, "CompositeExplicitAutograd")
 torch.library.register_autograd("autosp::attention", _gradient, setup_context=_save, lib=LIBRARY)
 torch.library.register_autograd("autosp::attention_backward", _no_second_gradient, lib=LIBRARY)
+extend_op(torch.ops.autosp.attention.default, infer=_infer)

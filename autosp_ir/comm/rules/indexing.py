@@ -215,6 +215,14 @@ def _index_put(ctx: RuleContext) -> Outcome:
         expected = Shard(indexed[0] + chosen.dim, chosen.outer)
         if written.tensor_type.ndim == base.tensor_type.ndim - len(indexed) + rank and source == expected:
             return PARTIAL
+    integers = all(i.tensor_type.dtype != torch.bool for i in indices)
+    if contiguous and integers and whole(chosen) and isinstance(target, Shard) and target.dim not in indexed:
+        # Every rank writes its part of the rows, at the same places.
+        shift = rank - len(indexed) if target.dim > indexed[-1] else 0
+        own = Shard(target.dim + shift, target.outer)
+        aligned = written.tensor_type.ndim == base.tensor_type.ndim - len(indexed) + rank
+        if aligned and source == own and written.tensor_type.shape[own.dim] == base.tensor_type.shape[target.dim]:
+            return target
     return ctx.fail("rows are written into, or taken from, a value that is cut in another way", NEEDS_GATHER)
 
 
