@@ -53,6 +53,16 @@ def cpu_flash_attention_backward() -> torch._ops.OpOverload:
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
+def cudnn_attention() -> torch._ops.OpOverload:
+    """`(q, k, v, bias, compute_lse, dropout, causal, debug, *, scale) -> (out, lse [B, H, S, 1], …)`."""
+    return torch.ops.aten._scaled_dot_product_cudnn_attention.default
+
+
+def cudnn_attention_backward() -> torch._ops.OpOverload:
+    """The backward of `cudnn_attention`."""
+    return torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default
+
+
 def cuda_flash_attention() -> torch._ops.OpOverload:
     """The fused CUDA attention for half types: `(q, k, v, dropout, is_causal, debug, *, scale) -> (out, lse, …)`."""
     return torch.ops.aten._scaled_dot_product_flash_attention.default

@@ -43,6 +43,15 @@ def test_cpu_flash_attention_pair() -> None:
 @pytest.mark.parametrize(
     ("accessor", "arguments"),
     [
+        (
+            _torch_compat.cudnn_attention,
+            "query key value attn_bias compute_log_sumexp dropout_p is_causal return_debug_mask scale",
+        ),
+        (
+            _torch_compat.cudnn_attention_backward,
+            "grad_out query key value out logsumexp philox_seed philox_offset attn_bias cum_seq_q cum_seq_k max_q "
+            "max_k dropout_p is_causal scale",
+        ),
         (_torch_compat.cuda_flash_attention, "query key value dropout_p is_causal return_debug_mask scale"),
         (
             _torch_compat.cuda_flash_attention_backward,
@@ -51,7 +60,7 @@ def test_cpu_flash_attention_pair() -> None:
         ),
     ],
 )
-def test_cuda_flash_attention_schemas(accessor: Callable[[], torch._ops.OpOverload], arguments: str) -> None:
+def test_cuda_attention_schemas(accessor: Callable[[], torch._ops.OpOverload], arguments: str) -> None:
     assert [argument.name for argument in accessor()._schema.arguments] == arguments.split()
 
 

@@ -136,6 +136,33 @@ def _per_kv_head(grad: Tensor, call: Call) -> Tensor:
     return grad if call.groups == 1 else grad.unflatten(1, (-1, call.groups)).sum(2)
 
 
+def _cudnn_supports(call: Call, has_dlse: bool) -> bool:
+    """cuDNN's fused kernels, nearly twice as fast as flash-attention 2 on Hopper; their backward needs D <= 128."""
+    if not (call.q.is_cuda and call.q.dtype in HALF_DTYPES and call.plain and not has_dlse):
+        return False
+    capable = torch.backends.cudnn.is_available() and torch.cuda.get_device_capability(call.q.device)[0] >= 9
+    return capable and call.q.shape[-1] % 8 == 0 and call.q.shape[-1] <= 128 and call.q.shape[2] > 1
+
+
+def _cudnn_forward(call: Call) -> tuple[Tensor, Tensor]:
+    results = _torch_compat.cudnn_attention()(
+        call.q, call.k, call.v, None, True, 0.0, call.causal, False, scale=call.scale
+    )
+    return results[0], results[1].squeeze(-1)
+
+
+def _cudnn_backward(
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    # Without dropout the generator state is not read; without variable lengths the cumulative lengths are absent.
+    state = torch.zeros((), dtype=torch.int64, device=call.q.device)
+    dq, dk, dv = _torch_compat.cudnn_attention_backward()(
+        dout, call.q, call.k, call.v, out, lse.unsqueeze(-1), state, state, None, None, None,
+        call.q.shape[2], call.k.shape[2], 0.0, call.causal, scale=call.scale,
+    )  # fmt: skip
+    return dq, dk, dv
+
+
 def _cuda_flash_supports(call: Call, has_dlse: bool) -> bool:
     head_dim = call.q.shape[-1]
     half = call.q.dtype in HALF_DTYPES
@@ -290,6 +317,7 @@ def _hidden(call: Call, row: slice, column: slice) -> Tensor | None:
 
 KERNELS: list[Kernel] = [
     Kernel("cpu-flash", _cpu_flash_supports, _cpu_flash_forward, _cpu_flash_backward),
+    Kernel("cudnn", _cudnn_supports, _cudnn_forward, _cudnn_backward),
     Kernel("cuda-flash", _cuda_flash_supports, _cuda_flash_forward, _cuda_flash_backward),
     Kernel("blockwise", lambda call, has_dlse: True, _blockwise_forward, _blockwise_backward),
 ]
