@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from autosp_ir._torch_compat import fx_calling_convention
+from autosp_ir._torch_compat import FakeTensorMode, fx_calling_convention, is_fake
 from autosp_ir.errors import ImportGraphError
 from autosp_ir.ir.fx_record import FxRecord, with_record
 from autosp_ir.ir.graph import Graph, Origin, Phase, Value
@@ -52,7 +51,7 @@ def import_graph(gm: fx.GraphModule, example_inputs: Sequence[Any] | None = None
     imported = import_fx(gm.graph, gm, types)
     program = Program(imported.graph, _signature_of(gm.graph))
     program.attrs = imported.attrs
-    if (mode := fake_mode_of(gm)) is not None:
+    if (mode := _fake_mode(gm)) is not None:
         program.fake_mode = mode
     return program
 
@@ -236,13 +235,14 @@ def _module_path(modules: Mapping[str, Any]) -> str | None:
 # Types from example inputs -------------------------------------------------------------------------------------------
 
 
-def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode | None:
+def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode | None:
     """The fake-tensor mode of the values that FX recorded, None when it recorded none."""
     for node in gm.graph.nodes:
-        for key in ("val", "example_value"):
-            for leaf in _leaves(node.meta.get(key)):
-                if isinstance(leaf, FakeTensor):
-                    return leaf.fake_mode
+        for leaf in _leaves([node.meta.get("val"), node.meta.get("example_value")]):
+            if isinstance(leaf, torch.Tensor) and is_fake(leaf):
+                fake: Any = leaf
+                mode: FakeTensorMode = fake.fake_mode
+                return mode
     return None
 
 
@@ -280,11 +280,11 @@ def _run_on_examples(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Mappi
             f"{len(example_inputs)} example inputs were given for {wanted} placeholders",
             hint="pass one value per placeholder, in the graph's order",
         )
-    mode = fake_mode_of(gm) or FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    mode = _fake_mode(gm) or FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     recorder = _TypeRecorder(gm)
 
     def fake(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
+        if not isinstance(value, torch.Tensor) or is_fake(value):
             return value
         return mode.from_tensor(value, static_shapes=True)
 
@@ -310,4 +310,4 @@ def _signature_of(graph: fx.Graph) -> Signature:
     return Signature(inputs, [OutputSpec(str(n), OutputKind.USER_OUTPUT, str(n)) for n in names])
 
 
-__all__ = ["Imported", "fake_mode_of", "import_fx", "import_graph", "origin_of"]
+__all__ = ["Imported", "import_fx", "import_graph", "origin_of"]

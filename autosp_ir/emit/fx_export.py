@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autosp_ir._torch_compat import force_fx_name
+from autosp_ir._torch_compat import FakeTensorMode, force_fx_name
 from autosp_ir.errors import AutoSPError, VerifyError
 from autosp_ir.ir.fx_record import FxRecord, record_of, without_record
 from autosp_ir.ir.graph import Graph, Node, Value, map_values

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from autosp_ir._torch_compat import force_fx_name, min_cut_saved_names
-from autosp_ir.emit.fx_export import export_graph
+from autosp_ir.emit.partition import min_cut_saved
 from autosp_ir.emit.split import crossing_values
 from autosp_ir.errors import PassError
 from autosp_ir.ir.graph import Node, Phase, Value, map_values
-from autosp_ir.ir.ops import Trait, op_for_target
+from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import InputKind, OutputKind, Program
 from autosp_ir.ir.types import ScalarType, TensorType, TupleType
 from autosp_ir.ir.verify import output_leaves
@@ -56,7 +55,7 @@ class Remat(Pass):
             ctx.remark("missed", None, "the program has no gradient, so nothing is saved")
             return
         rewriter = ctx.rewriter(program)
-        chosen = None if self.options.policy == "save-all" else _min_cut(program)
+        chosen = None if self.options.policy == "save-all" else min_cut_saved(program)
         _Materialiser(program, rewriter, chosen).run()
         rewriter.dead_code()
         _report(program, ctx)
@@ -69,39 +68,6 @@ def _report(program: Program, ctx: PassContext) -> None:
     sizes = [v.type.numel * v.type.dtype.itemsize for v in saved if isinstance(v.type, TensorType)]
     if all(isinstance(s, int) for s in sizes):
         ctx.count("saved_bytes", sum(int(s) for s in sizes))
-
-
-def _min_cut(program: Program) -> set[Value]:
-    """What torch's partitioner would save, as values of the program."""
-    exported = export_graph(program)
-    values: dict[str, Value] = {}
-    for position, (node, fx_node) in enumerate(zip(program.graph.nodes, exported.graph.nodes, strict=True)):
-        # Where the partitioner makes placeholders of values, FX would alter names that are not in snake case.
-        force_fx_name(fx_node, f"value_{position}")
-        if node.results:
-            values[fx_node.name] = node.result
-    kinds = [s.kind for s in program.signature.inputs]
-    placeholders = [n for n in exported.graph.nodes if n.op == "placeholder"]
-    for position, (node, kind) in enumerate(zip(placeholders, kinds, strict=True)):
-        # The partitioner tells tangents from other inputs by their targets.
-        node.target = f"tangents_{position}" if kind is InputKind.TANGENT else f"primals_{position}"
-    static = [i for i, k in enumerate(kinds) if k in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT)]
-    for node in [
-        n for n in exported.graph.nodes if n.op == "call_function" and op_for_target(n.target).has(Trait.IDENTITY)
-    ]:
-        # Lowering erases it: saving its result saves its operand.
-        node.replace_all_uses_with(node.args[0])
-        exported.graph.erase_node(node)
-    kept = sum(o.kind is not OutputKind.GRADIENT for o in program.signature.outputs)
-    try:
-        names = min_cut_saved_names(exported, kept, static)
-    except Exception as error:  # any torch failure becomes a named error
-        raise PassError(
-            f"torch's partitioner failed: {type(error).__name__}: {error}",
-            pass_name=Remat.name,
-            hint="use remat{policy=save-all}",
-        ) from error
-    return {values[n] for n in names if n in values}
 
 
 def _is_view(node: Node) -> bool:

@@ -1,0 +1,67 @@
+"""What torch's min-cut partitioner would save of a joint program."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from autosp_ir._torch_compat import force_fx_name, min_cut_saved_names
+from autosp_ir.emit.fx_export import export_graph
+from autosp_ir.errors import PassError
+from autosp_ir.ir.graph import Value
+from autosp_ir.ir.ops import Trait, op_for_target
+from autosp_ir.ir.program import InputKind, OutputKind, Program
+
+_LASTING = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT)
+
+
+def min_cut_saved(program: Program) -> set[Value]:
+    """The values that torch's partitioner would save for the backward: the fewest bytes to rebuild the rest from.
+
+    Args:
+        program: A joint program, outputs of the forward in front of the gradients. It is not changed.
+
+    Returns:
+        Values of the program, inputs among them. Parameters, buffers and constants count as free.
+
+    Raises:
+        PassError: The partitioner fails.
+    """
+    exported = export_graph(program)
+    values = _renamed(program, exported)
+    _erase_identities(exported.graph)
+    kinds = [s.kind for s in program.signature.inputs]
+    kept = sum(o.kind is not OutputKind.GRADIENT for o in program.signature.outputs)
+    try:
+        names = min_cut_saved_names(exported, kept, [i for i, kind in enumerate(kinds) if kind in _LASTING])
+    except Exception as error:  # any torch failure becomes a named error
+        raise PassError(
+            f"torch's partitioner failed: {type(error).__name__}: {error}", hint="use remat{policy=save-all}"
+        ) from error
+    return {values[n] for n in names if n in values}
+
+
+def _renamed(program: Program, exported: fx.GraphModule) -> dict[str, Value]:
+    """Give the exported nodes the names and targets that the partitioner relies on; returns the value of each name."""
+    kinds = {s.name: s.kind for s in program.signature.inputs}
+    values: dict[str, Value] = {}
+    for position, (node, fx_node) in enumerate(zip(program.graph.nodes, exported.graph.nodes, strict=True)):
+        # Where the partitioner makes placeholders of values, FX would alter names that are not in snake case.
+        force_fx_name(fx_node, f"value_{position}")
+        if node.results:
+            values[fx_node.name] = node.result
+        if node.op.kind == "placeholder":
+            # It tells tangents from other inputs by their targets.
+            role = "tangents" if kinds[node.name] is InputKind.TANGENT else "primals"
+            fx_node.target = f"{role}_{position}"
+    return values
+
+
+def _erase_identities(graph: fx.Graph) -> None:
+    """Lowering erases identity operators: saving the result of one saves its operand."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and op_for_target(node.target).has(Trait.IDENTITY):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+__all__ = ["min_cut_saved"]
