@@ -144,3 +144,17 @@ def test_operators_are_told_from_functions() -> None:
 def test_methods_of_tensors_are_told_from_functions() -> None:
     assert _torch_compat.is_tensor_method(torch.Tensor.add)
     assert not _torch_compat.is_tensor_method(torch.add)
+
+
+def test_nested_containers_flatten_with_names() -> None:
+    tree = {"a": [1, (2,)], "b": 3}
+    assert _torch_compat.pytree_flatten_with_names(tree) == [(("a", "0"), 1), (("a", "1", "0"), 2), (("b",), 3)]
+    assert _torch_compat.pytree_map(lambda leaf: leaf * 10, tree) == {"a": [10, (20,)], "b": 30}
+
+
+def test_the_fake_mode_of_some_values() -> None:
+    mode = _torch_compat.new_fake_mode()
+    with mode:
+        fake = torch.empty(2)
+    assert _torch_compat.fake_mode_of(torch.empty(2), fake) is mode
+    assert _torch_compat.fake_mode_of(torch.empty(2)) is None
