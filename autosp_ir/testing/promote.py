@@ -29,6 +29,7 @@ _WIDE = {
     torch.complex64: torch.complex128,
 }
 _REREADS_BITS = frozenset({"aten.view.dtype"})
+_EPSILON_OF_DTYPE = ("aten.rms_norm", "aten._fused_rms_norm")
 
 
 def promote(program: Program) -> Program:
@@ -84,6 +85,11 @@ def _promote_node(node: Node, program: Program) -> None:
             node=node,
             hint="test this model in its own precision",
         )
+    if node.is_op(*_EPSILON_OF_DTYPE) and node.arg("eps") is None:
+        # The kernel would take that of float64; it computes half types in float32.
+        narrow = next(_tensors(node.result.type)).dtype
+        epsilon = torch.finfo(torch.float64 if narrow == torch.float64 else torch.float32).eps
+        node.set_args(*node.with_arg("eps", epsilon))
     _set_arguments(node, lambda leaf: _WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf)
     if node.arg("half_to_float"):
         node.set_args(*node.with_arg("half_to_float", False))

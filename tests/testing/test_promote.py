@@ -80,3 +80,14 @@ def test_reading_bits_is_refused() -> None:
 def test_promote_batch_keeps_ids_and_containers() -> None:
     batch = promote_batch({"ids": torch.arange(3), "x": [torch.ones(2).half()], "flag": True})
     assert batch["ids"].dtype == torch.int64 and batch["x"][0].dtype == torch.float64 and batch["flag"] is True
+
+
+def test_an_epsilon_that_follows_the_dtype_stays() -> None:
+    class Norm(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.rms_norm(x, (4,))
+
+    x = torch.full((4,), 1e-3)
+    program = import_graph(torch.export.export(Norm(), (x,), strict=False).graph_module)
+    wide = simulate(promote(program), (x.double(),), gradients=False).outputs[0]["out0"]
+    torch.testing.assert_close(wide, torch.rms_norm(x, (4,)).double(), rtol=1e-6, atol=0)
