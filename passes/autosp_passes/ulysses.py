@@ -140,9 +140,10 @@ class _Exchange:
         moved = self._op("autosp.all_to_all", joined, 1, 3, self.axis, self.size)
         received, start = [], 0
         for part in parts:
-            batch, _, heads, _, width = part.tensor_type.shape
+            heads = part.tensor_type.shape[2]
             cut = self._op("aten.slice.Tensor", moved, 2, start, start + heads)
-            received.append(self._op("aten.reshape", cut, [batch, heads, -1, width]))
+            # Flattened, not reshaped: at local length 1 a shape alone would not say where the ranks go.
+            received.append(self._op("aten.flatten.using_ints", cut, 1, 2))
             start += heads
         return received[0], received[1], received[2]
 

@@ -68,8 +68,6 @@ def _cast(ctx: RuleContext) -> Outcome:
     "aten.view",
     "aten.reshape",
     "aten._unsafe_view",
-    "aten.flatten.using_ints",
-    "aten.unflatten.int",
     "aten.view_copy",
 )
 def _reshape(ctx: RuleContext) -> Outcome:
@@ -80,10 +78,46 @@ def _reshape(ctx: RuleContext) -> Outcome:
     made = ctx.result_type
     if made is None:
         return ctx.fail("its result has no type yet", "infer the type before the layout")
-    return _insertion(ctx, value.tensor_type.shape, placement, made.shape)
+    return _insertion(ctx, value.tensor_type.shape, placement, made.shape, ctx.shard_hint())
 
 
-def _insertion(ctx: RuleContext, before: Sequence[Dim], shard: Shard, after: Sequence[Dim]) -> Shard:
+@rule("aten.flatten.using_ints")
+def _flatten(ctx: RuleContext) -> Outcome:
+    """The merged dimensions are named, so there is nothing to guess."""
+    value = ctx.tensors[0]
+    first, last = ctx.dim(value, "start_dim"), ctx.dim(value, "end_dim")
+    placement = ctx.placement(value)
+    if not isinstance(placement, Shard) or placement.dim < first:
+        return placement
+    if placement.dim > last:
+        return Shard(placement.dim - (last - first), placement.outer)
+    return Shard(first, product(value.tensor_type.shape[first : placement.dim]) * placement.outer)
+
+
+@rule("aten.unflatten.int")
+def _unflatten(ctx: RuleContext) -> Outcome:
+    value = ctx.tensors[0]
+    split, made = ctx.dim(value), ctx.result_type
+    placement = ctx.placement(value)
+    if not isinstance(placement, Shard) or placement.dim < split or made is None:
+        return placement
+    added = made.ndim - value.tensor_type.ndim
+    if placement.dim > split:
+        return Shard(placement.dim + added, placement.outer)
+    hint = ctx.shard_hint()
+    inner = _insertion(
+        ctx,
+        value.tensor_type.shape[split : split + 1],
+        Shard(0, placement.outer),
+        made.shape[split : split + added + 1],
+        Shard(hint.dim - split, hint.outer) if hint is not None else None,
+    )
+    return Shard(inner.dim + split, inner.outer)
+
+
+def _insertion(
+    ctx: RuleContext, before: Sequence[Dim], shard: Shard, after: Sequence[Dim], hint: Shard | None
+) -> Shard:
     """Where the ranks are inserted among the dimensions of the result.
 
     A shard says that the ranks stand behind `product(before[:dim]) * outer` elements of the flattened index; a
@@ -99,8 +133,10 @@ def _insertion(ctx: RuleContext, before: Sequence[Dim], shard: Shard, after: Seq
     if not found:
         ctx.fail(f"the cut dimension {shard.dim} is not a factor of the new shape {list(after)}", NEEDS_GATHER)
     admissible = [s for s, _ in found]
-    if ctx.hint in admissible or len(admissible) == 1:
-        return ctx.hint if isinstance(ctx.hint, Shard) and ctx.hint in admissible else admissible[0]
+    if hint is not None and hint in admissible:
+        return hint
+    if len(admissible) == 1:
+        return admissible[0]
     kept = _kept_dimension(before, shard, after)
     if kept in admissible:
         return kept
@@ -117,7 +153,9 @@ def _kept_dimension(before: Sequence[Dim], shard: Shard, after: Sequence[Dim]) -
     if tuple(after[: shard.dim + 1]) == tuple(before[: shard.dim + 1]):
         return shard
     rest = tuple(before[shard.dim :])
-    if tuple(after[len(after) - len(rest) :]) == rest:
+    # Where all dimensions in front vanish they have length 1, and so may be what is left of the cut one.
+    vanished = len(after) == len(rest) != len(before)
+    if tuple(after[len(after) - len(rest) :]) == rest and not vanished:
         return Shard(len(after) - len(rest), shard.outer)
     return Shard(-1)
 
