@@ -186,13 +186,14 @@ _UNSHARED_OUTPUTS = ("non_alias", "unsafe_view_alias", "custom_function_view")
 
 
 def trace_joint(
-    module: torch.fx.GraphModule, inputs: Sequence[Any], fake_mode: Any
+    module: torch.fx.GraphModule, inputs: Sequence[Any], fake_mode: Any, *, decompose: bool = False
 ) -> tuple[torch.fx.GraphModule, list[int]]:
     """Trace forward and backward of a graph as one flat ATen graph, by AOTAutograd.
 
     Args:
         module: A graph that takes flat arguments and returns a flat tuple.
         inputs: Fake tensors and SymInts of `fake_mode`; `requires_grad` says which gradients to compute.
+        decompose: Trace with Inductor's decompositions, so that what can be fused or recomputed is visible.
         fake_mode: The mode that owns the inputs.
 
     Returns:
@@ -209,10 +210,24 @@ def trace_joint(
         # The forward graph says every dtype; an ambient autocast would cast a second time.
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
-        joint = aot_export_joint_with_descriptors(stack, module, tuple(inputs))
+        table = inductor_decompositions() if decompose else None
+        joint = aot_export_joint_with_descriptors(stack, module, tuple(inputs), decompositions=table)
         outputs = joint._aot_state.fw_metadata.output_info
         shared = [i for i, o in enumerate(outputs) if o.output_type.name not in _UNSHARED_OUTPUTS]
         return joint.graph_module, shared
+
+
+def inductor_decompositions() -> dict[Any, Any]:
+    """Inductor's decomposition table, operator -> Python function, less the scattering backward operators.
+
+    Those fuse no better for being decomposed before the layouts are inferred, and their parts (scatters into zeros by
+    computed index) say less about where the result lives. Inductor decomposes them itself when it compiles.
+    """
+    from torch._inductor.decomposition import select_decomp_table
+
+    aten = torch.ops.aten
+    whole = {aten.embedding_dense_backward, aten.slice_backward, aten.select_backward}
+    return {op: rule for op, rule in select_decomp_table().items() if getattr(op, "overloadpacket", op) not in whole}
 
 
 def describe_joint_value(descriptor: Any) -> tuple[str, Any]:

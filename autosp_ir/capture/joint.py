@@ -38,12 +38,13 @@ class SharedOutputsError(Exception):
         self.positions = list(positions)
 
 
-def joint_program(forward: Program, module: fx.GraphModule) -> Program:
+def joint_program(forward: Program, module: fx.GraphModule, *, decompose: bool = False) -> Program:
     """Differentiate a forward program.
 
     Args:
         forward: A forward-stage program whose output is a flat tuple.
         module: `forward` as an executable FX graph, one node per IR node. Its meta is tagged.
+        decompose: Trace with Inductor's decompositions.
 
     Returns:
         The joint program, with new placeholders for tangents and one gradient output per parameter and user input
@@ -56,18 +57,18 @@ def joint_program(forward: Program, module: fx.GraphModule) -> Program:
     """
     for node, exported in zip(forward.graph.nodes, module.graph.nodes, strict=True):
         exported.meta["custom"] = {**exported.meta.get("custom", {}), _TAG: node.name}
-    traced, shared = _trace(forward, module)
+    traced, shared = _trace(forward, module, decompose)
     if shared:
         raise SharedOutputsError(shared)
     return _JointImport(forward, module, traced).run()
 
 
-def _trace(forward: Program, module: fx.GraphModule) -> tuple[fx.GraphModule, list[int]]:
+def _trace(forward: Program, module: fx.GraphModule, decompose: bool) -> tuple[fx.GraphModule, list[int]]:
     specs = {s.name: s for s in forward.signature.inputs}
     try:
         with forward.fake_mode:
             inputs = [_fake_input(n, specs.get(n.name), forward) for n in forward.graph.inputs]
-        return trace_joint(module, inputs, forward.fake_mode)
+        return trace_joint(module, inputs, forward.fake_mode, decompose=decompose)
     except AutoSPError:
         raise
     except Exception as error:  # any torch failure becomes a named error

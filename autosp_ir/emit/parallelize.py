@@ -210,7 +210,7 @@ def _unstarted_world() -> int:
 
 
 def _pipeline(pipeline: str | Sequence[Pass] | None, backend: Backend, axis: str, grad_sync: GradSync) -> list[Pass]:
-    chosen = pipeline if pipeline is not None else default_pipeline(axis, grad_sync)
+    chosen = pipeline if pipeline is not None else default_pipeline(axis, grad_sync, backend)
     passes = list(PassManager(chosen).passes)
     if backend != "eager":
         return passes
@@ -223,11 +223,14 @@ def _pipeline(pipeline: str | Sequence[Pass] | None, backend: Backend, axis: str
     return [p for p in passes if p.stages() == (Stage.FORWARD,) and p.stage_after(Stage.FORWARD) is Stage.FORWARD]
 
 
-def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph") -> str:
-    """`DEFAULT_PIPELINE` for another axis name or gradient synchronisation."""
+def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph", backend: Backend = "aot_eager") -> str:
+    """`DEFAULT_PIPELINE` for another axis name, gradient synchronisation or backend.
+
+    For `inductor` the backward is traced decomposed: what Inductor fuses is then also what `remat` recomputes.
+    """
     passes = parse_pipeline(DEFAULT_PIPELINE)
     for index, each in enumerate(passes):
-        changed = {"axis": axis, "mode": grad_sync}
+        changed = {"axis": axis, "mode": grad_sync, "decompose": backend == "inductor"}
         given = {k: v for k, v in changed.items() if k in type(each.options).model_fields}
         passes[index] = type(each)(**(each.options.model_dump() | given))
     return format_pipeline(passes)

@@ -26,6 +26,15 @@ class Differentiate(Pass):
     produces = "joint"
     provides = frozenset({"differentiated"})
 
+    class Options(Pass.Options):
+        """Options of `differentiate`."""
+
+        decompose: bool = False
+        """Trace with Inductor's decompositions: losses, norms and activations become small operations that `remat`
+        can price one by one and that Inductor fuses; without it the program stays shorter to read."""
+
+    options: Options
+
     def run(self, program: Program, ctx: PassContext) -> None:
         """Turn `program` into its joint program.
 
@@ -37,11 +46,11 @@ class Differentiate(Pass):
         rewriter = Rewriter(forward, self.name)
         _flatten_outputs(rewriter)
         try:
-            joint = joint_program(forward, executable(forward))
+            joint = joint_program(forward, executable(forward), decompose=self.options.decompose)
         except SharedOutputsError as shared:
             # torch regenerates such outputs outside the graph; here every output gets storage of its own.
             _separate_outputs(rewriter, shared.positions)
-            joint = _second_attempt(forward)
+            joint = _second_attempt(forward, self.options.decompose)
         _become(program, joint)
         _infer_layouts(program)
         gradients = sum(o.kind is OutputKind.GRADIENT for o in program.signature.outputs)
@@ -51,9 +60,9 @@ class Differentiate(Pass):
             ctx.remark("missed", None, "nothing requires a gradient: the program has no backward")
 
 
-def _second_attempt(forward: Program) -> Program:
+def _second_attempt(forward: Program, decompose: bool) -> Program:
     try:
-        return joint_program(forward, executable(forward))
+        return joint_program(forward, executable(forward), decompose=decompose)
     except SharedOutputsError as shared:
         names = [forward.signature.outputs[i].name for i in shared.positions]
         raise PassError(
