@@ -137,7 +137,7 @@ def _per_kv_head(grad: Tensor, call: Call) -> Tensor:
 
 
 def _cudnn_supports(call: Call, has_dlse: bool) -> bool:
-    """The fused kernels of cuDNN, nearly twice as fast as flash-attention 2 on Hopper; their backward needs D <= 128."""
+    """The fused kernels of cuDNN, nearly twice flash-attention 2 on Hopper; their backward needs D <= 128."""
     if not (call.q.is_cuda and call.q.dtype in HALF_DTYPES and call.plain and not has_dlse):
         return False
     capable = torch.backends.cudnn.is_available() and torch.cuda.get_device_capability(call.q.device)[0] >= 9
