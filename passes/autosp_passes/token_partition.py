@@ -124,7 +124,19 @@ class PartitionWalk(TokenWalk):
             return self._visit_attention(node)
         if node.is_op("aten.sym_size.int"):
             return self.visit_size(node)
+        if node.is_op("aten.slice.Tensor") and all(u.op.kind == "output" for u in node.users):
+            return self._visit_returned(node)
         return False
+
+    def _visit_returned(self, node: Node) -> bool:
+        """What is returned must be whole anyway, so cutting padding off it is no missed opportunity."""
+        source = node.operands[0]
+        here = self.placement(source)
+        if not isinstance(here, Shard) or here.dim != node.arg("dim") % self.global_type(source).ndim:
+            return False
+        self.substitute(node, source, self.form(source, INVARIANT, before=node))
+        self.place(node, INVARIANT)
+        return True
 
     def _visit_attention(self, node: Node) -> bool:
         qkv = [node.arg("q"), node.arg("k"), node.arg("v")]

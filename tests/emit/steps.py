@@ -20,8 +20,8 @@ Measured = tuple[float, dict[str, Tensor]]
 
 
 def loss_of(output: Any) -> Tensor:
-    """The loss of a model's output."""
-    loss: Tensor = output["loss"]
+    """The loss of a model's output, or the output itself if it is the loss."""
+    loss: Tensor = output if isinstance(output, Tensor) else output["loss"]
     return loss
 
 
