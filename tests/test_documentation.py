@@ -22,6 +22,7 @@ def python_blocks(page: str) -> list[str]:
 
 
 def execute(code: str, name: str, variables: dict[str, Any]) -> dict[str, Any]:
+    variables["__name__"] = "__main__"  # as in a script or a notebook
     exec(compile(code, name, "exec"), variables)
     return variables
 
