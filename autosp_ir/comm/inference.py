@@ -26,6 +26,7 @@ from autosp_ir.ir.types import (
     Invariant,
     Placement,
     Replicate,
+    Shard,
     TensorType,
     TupleType,
     Type,
@@ -101,12 +102,20 @@ def infer_layout(
     ctx = RuleContext(node, program, axis, placements=placements, hint=hint)
     if node.is_op("operator.getitem"):
         return _element(ctx)
+    _check_operands(ctx)
     outcome = _outcome(ctx)
     if program.stage is not Stage.FORWARD:
         return _each(outcome, lambda p: INVARIANT if whole(p) else p)
     if node.op.name in EXACT:
         return outcome
     return _strict(ctx, outcome, flow or GradientFlow(program))
+
+
+def _check_operands(ctx: RuleContext) -> None:
+    for value in ctx.tensors:
+        placement = ctx.placement(value)
+        if isinstance(placement, Shard) and not 0 <= placement.dim < value.tensor_type.ndim:
+            ctx.fail(f"%{value.name} has no dimension {placement.dim} to be cut along")
 
 
 def _outcome(ctx: RuleContext) -> Outcome:

@@ -32,7 +32,7 @@ def check_layouts(program: Program) -> None:
             inferred = infer_layout(node, program, axis, hint=stored, flow=flow)
             _compare(node, axis, stored, inferred, strict=program.stage is Stage.FORWARD)
     for axis in axes:
-        _check_outputs(program, axis, flow)
+        check_outputs(program, axis, flow)
 
 
 def _compare(node: Node, axis: str, stored: Outcome, inferred: Outcome, *, strict: bool) -> None:
@@ -56,7 +56,17 @@ def _compare(node: Node, axis: str, stored: Outcome, inferred: Outcome, *, stric
             )
 
 
-def _check_outputs(program: Program, axis: str, flow: GradientFlow) -> None:
+def check_outputs(program: Program, axis: str, flow: GradientFlow) -> None:
+    """Refuse outputs that are not complete on every rank.
+
+    Args:
+        program: The program, its layouts inferred.
+        axis: The mesh axis to look at.
+        flow: Gradient reachability of the program.
+
+    Raises:
+        LayoutError: An output is a shard or a partial sum, or Replicate where a gradient enters.
+    """
     for leaf, spec in zip(output_leaves(program.graph), program.signature.outputs, strict=True):
         if isinstance(leaf, Value) and isinstance(leaf.type, TensorType):
             _check_output(program, axis, leaf, spec, flow)

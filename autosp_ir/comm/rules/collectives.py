@@ -35,6 +35,13 @@ def _require_partial(ctx: RuleContext) -> None:
         ctx.fail(f"it sums over the ranks a value that is {placement}, not a partial sum", "remove the reduction")
 
 
+def _require_even(ctx: RuleContext, dim: int) -> None:
+    shape = ctx.tensors[0].tensor_type.shape
+    extent = shape[dim] if dim < len(shape) else 1
+    if isinstance(extent, int) and extent % int(ctx.arg("size")):
+        ctx.fail(f"dimension {dim} of length {extent} cannot be split over {ctx.arg('size')} ranks", "pad it first")
+
+
 def _replicate(ctx: RuleContext) -> Placement:
     return REPLICATE if ctx.program.stage is Stage.FORWARD else INVARIANT
 
@@ -53,6 +60,7 @@ def _shard(ctx: RuleContext) -> Outcome:
     if not _own(ctx):
         return _other_axis(ctx, {dim})
     _require_invariant(ctx)
+    _require_even(ctx, dim)
     return Shard(dim)
 
 
@@ -73,6 +81,7 @@ def _reduce_scatter(ctx: RuleContext) -> Outcome:
     if not _own(ctx):
         return _other_axis(ctx, {dim})
     _require_partial(ctx)
+    _require_even(ctx, dim)
     return Shard(dim)
 
 
@@ -95,6 +104,7 @@ def _all_to_all(ctx: RuleContext) -> Outcome:
             f"it completes dimension {concat} of a value that is {ctx.placement(value)}",
             f"give it a value that is S({concat})",
         )
+    _require_even(ctx, split)
     return Shard(split)
 
 
