@@ -44,6 +44,7 @@ _ALONG_TOKENS = frozenset(
         "aten.flip",
         "aten.cumsum",
         "aten.narrow",
+        "aten.conv1d",
         "aten.index_select",
         "aten.tril",
         "aten.triu",
@@ -160,9 +161,7 @@ def _same_rank(node: Node, factors: tuple[TokenFactor, ...]) -> tuple[TokenFacto
     return tuple(f for f in factors if f.dim < kind.ndim and kind.shape[f.dim] != 1)
 
 
-def _by_rule(
-    node: Node, program: Program, carriers: list[Value], known: TokenFactors
-) -> tuple[TokenFactor, ...]:
+def _by_rule(node: Node, program: Program, carriers: list[Value], known: TokenFactors) -> tuple[TokenFactor, ...]:
     found: dict[TokenFactor, None] = {}
     for value in carriers:
         for factor in known.of(value):

@@ -261,8 +261,18 @@ class TokenWalk(ABC):
         self._retype(node)
 
     def run_whole(self, node: Node) -> None:
-        """Bring every operand back to its whole and run the operation replicated, with a remark."""
+        """Bring every operand back to its whole and run the operation replicated.
+
+        That is worth a remark where tokens are gathered; partial sums hold none any more, and are merely added up.
+        """
         gathered = [v for v in self.tensors(node) if self._moved(v)]
+        if not all(isinstance(self.placement(v), Partial) for v in gathered):
+            self._report_whole(node, gathered)
+        for value in gathered:
+            self.substitute(node, value, self.form(value, INVARIANT, before=node))
+        self.place(node, INVARIANT)
+
+    def _report_whole(self, node: Node, gathered: list[Value]) -> None:
         names = ", ".join(f"%{v.name}" for v in gathered)
         reason = f"{node.op.name} has no rule that keeps its operands sharded over tokens; {names} made whole"
         if self.ctx.strict:
@@ -273,9 +283,6 @@ class TokenWalk(ABC):
             )
         self.ctx.remark("missed", node, reason)
         self.ctx.count("gathered", 1)
-        for value in gathered:
-            self.substitute(node, value, self.form(value, INVARIANT, before=node))
-        self.place(node, INVARIANT)
 
     def form(self, value: Value, wanted: Placement, *, before: Node, fill: float | None = None) -> Value:
         """`value` converted to a placement; conversions stand behind the producer and are made once."""
