@@ -21,7 +21,12 @@ def partitioned(program: Program, ranks: int, pipeline: str = DEFAULT_PIPELINE) 
 
 
 def check_line(
-    model: nn.Module, batch: Any, ranks: int, pipeline: str = DEFAULT_PIPELINE, **settings: Any
+    model: nn.Module,
+    batch: Any,
+    ranks: int,
+    pipeline: str = DEFAULT_PIPELINE,
+    rtol: float = 1e-10,
+    **settings: Any,
 ) -> Equivalence:
     """Capture, partition, lower, and compare with the dense model.
 
@@ -30,10 +35,11 @@ def check_line(
         batch: The batch.
         ranks: Size of the sequence axis.
         pipeline: Passes to run.
+        rtol: Largest error allowed.
         settings: Of `capture`: `outputs`, `loss_fn`, `seq_dims`.
     """
     reference = DenseReference.of(model, batch, **settings)
-    return reference.check(partitioned(reference.program, ranks, pipeline))
+    return reference.check(partitioned(reference.program, ranks, pipeline), rtol)
 
 
 def check_dynamic(model: nn.Module, example: Any, batch: Any, ranks: int, **settings: Any) -> Equivalence:

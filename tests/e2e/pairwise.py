@@ -41,8 +41,7 @@ def pairwise(factors: Mapping[str, Sequence[Any]]) -> list[Case]:
 
 
 def _pairs(case: Case) -> Iterator[_Pair]:
-    for a, b in itertools.combinations(case.items(), 2):
-        yield (a, b)
+    yield from itertools.combinations(case.items(), 2)
 
 
 def _covers(case: Case, name: str, value: Any, open_pairs: Mapping[_Pair, None]) -> int:

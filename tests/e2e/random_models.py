@@ -73,9 +73,7 @@ class RandomModel(nn.Module):
         self.embed = nn.Embedding(VOCAB, WIDTH)
         self.places = nn.Embedding(64, WIDTH) if r.positions in ("learned", "counted") else None
         self.norms = nn.ModuleList([NORMS[r.norm]() for _ in range(2 * r.layers)])
-        self.attentions = nn.ModuleList(
-            [Attention(r.spelling, r.sharing, r.kv_heads, r.bias) for _ in range(r.layers)]
-        )
+        self.attentions = nn.ModuleList([Attention(r.spelling, r.sharing, r.kv_heads, r.bias) for _ in range(r.layers)])
         self.mlps = nn.ModuleList([MLPS[r.mlp](r.bias) for _ in range(r.layers)])
         self.mixer = MIXERS[r.mixer]() if r.mixer != "none" else nn.Identity()
         self.head = nn.Linear(WIDTH, VOCAB, bias=r.bias)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.e2e.line import check_dynamic, check_line
+from autosp_ir.testing import DenseReference
+from tests.e2e.line import check_dynamic, check_line, partitioned
 from tests.e2e.pairwise import pairwise
 from tests.models import ZOO, build
 from tests.models.batches import IGNORE_INDEX
@@ -27,8 +28,21 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "labels": ("all", "some", "tail"),
     "loss": ("inside", "outside"),
     "batch_size": (1, 3),
-    "dynamic": (False, True),
 }
+
+
+def every_model_once() -> list[dict[str, Any]]:
+    """One case per model; the other settings cycle at different paces, so that they meet in different ways."""
+    others = {k: v for k, v in FACTORS.items() if k != "name"}
+    return [
+        {"name": name}
+        | {k: values[(i + i // len(values) * place) % len(values)] for place, (k, values) in enumerate(others.items())}
+        for i, name in enumerate(ZOO)
+    ]
+
+
+def without_length(case: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: case[k] for k in ("name", "batch_size", "labels", "loss")}
 
 
 def label(case: Mapping[str, Any]) -> str:
@@ -63,16 +77,24 @@ def prepared(
     return model, without_labels, {"loss_fn": functools.partial(outside_loss, labels)}
 
 
-def run(case: Mapping[str, Any]) -> None:
-    settings = {k: case[k] for k in ("name", "batch_size", "labels", "loss")}
-    model, batch, capture_settings = prepared(length=case["length"], **settings)
-    if not case["dynamic"]:
-        check_line(model, batch, case["ranks"], **capture_settings)
-        return
-    _, example, _ = prepared(length=_DYNAMIC_EXAMPLE, **settings)
-    check_dynamic(model, example, batch, case["ranks"], **capture_settings)
-
-
 @pytest.mark.parametrize("case", pairwise(FACTORS), ids=label)
 def test_every_pair_of_settings_is_exact(case: dict[str, Any]) -> None:
-    run(case)
+    model, batch, settings = prepared(length=case["length"], **without_length(case))
+    check_line(model, batch, case["ranks"], **settings)
+
+
+@pytest.mark.parametrize("case", every_model_once(), ids=label)
+def test_a_program_captured_for_any_length_is_exact(case: dict[str, Any]) -> None:
+    model, batch, settings = prepared(length=case["length"], **without_length(case))
+    _, example, _ = prepared(length=_DYNAMIC_EXAMPLE, **without_length(case))
+    check_dynamic(model, example, batch, case["ranks"], **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", ZOO)
+def test_every_model_length_and_number_of_ranks_is_exact(name: str, length: int) -> None:
+    model, batch, _ = prepared(name, batch_size=3, length=length, labels="tail", loss="inside")
+    reference = DenseReference.of(model, batch)
+    for ranks in RANKS:
+        reference.check(partitioned(reference.program, ranks))
