@@ -230,6 +230,51 @@ def inductor_decompositions() -> dict[Any, Any]:
     return {op: rule for op, rule in select_decomp_table().items() if getattr(op, "overloadpacket", op) not in whole}
 
 
+def trace_decomposed(graph: torch.fx.GraphModule, inputs: Sequence[Any], fake_mode: Any) -> torch.fx.GraphModule:
+    """Trace an ATen graph again with all of Inductor's decompositions.
+
+    Args:
+        graph: A functional ATen graph that takes flat arguments.
+        inputs: Fake tensors and SymInts of `fake_mode`.
+        fake_mode: The mode that owns the inputs.
+    """
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with fake_mode, torch.no_grad():
+        return make_fx(graph, decomposition_table=select_decomp_table())(*inputs)
+
+
+def compile_with_inductor(
+    graph: torch.fx.GraphModule, inputs: Sequence[Any], fake_mode: Any, *, is_backward: bool
+) -> tuple[Callable[[list[Any]], Any], list[tuple[int, ...] | None]]:
+    """Compile a decomposed ATen graph.
+
+    Args:
+        graph: From `trace_decomposed`.
+        inputs: The fake inputs it was traced with; the compiled code demands their strides.
+        fake_mode: The mode that owns the inputs.
+        is_backward: Whether the graph is a backward.
+
+    Returns:
+        A callable that takes one list of arguments and empties it, and the strides of its outputs (None where an
+        output is no tensor).
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    with tracing(TracingContext(fake_mode)), TracingContext.report_output_strides() as strides:
+        compiled: Callable[[list[Any]], Any] = compile_fx_inner(graph, list(inputs), is_backward=is_backward)
+    outputs = len(graph.graph.output_node().args[0])
+    known: list[Any] = list(strides or [])
+    return compiled, known if len(known) == outputs else [None] * outputs
+
+
+def clear_saved_tensors(ctx: Any) -> None:
+    """Let the tensors an autograd function saved die with their last reader, unless the graph is retained."""
+    ctx.maybe_clear_saved_tensors()
+
+
 def describe_joint_value(descriptor: Any) -> tuple[str, Any]:
     """What an input or output of a joint graph stands for, as `(kind, target)`.
 

@@ -8,15 +8,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
 from autosp_ir.comm.layout import check_emittable
 from autosp_ir.emit.binding import bind_mesh
+from autosp_ir.emit.inductor import inductor_graphs
 from autosp_ir.emit.module import make_module
 from autosp_ir.emit.runtime import FixedRuntime, ProgramRunner, RecapturingRuntime
 from autosp_ir.emit.step import EmittedStep
@@ -75,14 +75,8 @@ def make_runner(program: Program, mesh: DeviceMesh | None, backend: Backend) -> 
     if backend != "eager" and program.stage is not Stage.LOWERED:
         ready = finish(program)
     binding = bind_mesh(ready, mesh)
-    compiler = _inductor if backend == "inductor" else None
+    compiler = inductor_graphs if backend == "inductor" else None
     return ProgramRunner(ready, EmittedStep(ready, binding, compiler), binding)
-
-
-def _inductor(graph: fx.GraphModule) -> Callable[..., Any]:
-    """Compile one side of a step with Inductor; shapes are those of the program."""
-    compiled: Callable[..., Any] = torch.compile(graph, dynamic=False, fullgraph=True)
-    return compiled
 
 
 def finish(program: Program) -> Program:

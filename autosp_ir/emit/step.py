@@ -6,21 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from autosp_ir._torch_compat import clear_saved_tensors
 from autosp_ir.emit.binding import MeshBinding, bind_axes
+from autosp_ir.emit.boxed import Boxed, aten_graphs
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint, split_joint
 from autosp_ir.errors import RuntimeMismatchError
 from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, Program, Signature, Stage
 
-Compiler = Callable[[fx.GraphModule], Callable[..., Any]]
-"""Turns an ATen graph into something that runs it."""
-
-
-def _as_is(graph: fx.GraphModule) -> Callable[..., Any]:
-    return graph
+Compiler = Callable[[SplitJoint], tuple[Boxed, Boxed | None]]
+"""Turns the halves of a step into boxed callables."""
 
 
 class EmittedStep:
@@ -29,7 +27,7 @@ class EmittedStep:
     Args:
         program: A forward program (run under autograd), or a joint or lowered one (split into two graphs).
         binding: The process groups of the program's axes.
-        compiler: Applied to each ATen graph of a joint program; None runs the graphs as they are.
+        compiler: Makes the two graphs of a joint program callable; None runs their operations one by one.
     """
 
     def __init__(self, program: Program, binding: MeshBinding, compiler: Compiler | None = None) -> None:
@@ -97,7 +95,7 @@ class _JointRunner:
 
     def __init__(self, program: Program, compiler: Compiler | None) -> None:
         inputs = [s for s in program.signature.inputs if s.kind is not InputKind.TANGENT]
-        self._function = _SplitFunction(split_joint(program), inputs, compiler or _as_is)
+        self._function = _SplitFunction(split_joint(program), inputs, compiler or aten_graphs)
 
     def run(self, flat: Sequence[Tensor]) -> list[tuple[Any, Any]]:
         function = self._function
@@ -116,10 +114,9 @@ class _SplitFunction:
         self.outputs = [s for s in split.forward.signature.outputs if s.kind is not OutputKind.SAVED]
         self._kept = [s.kind is not OutputKind.SAVED for s in split.forward.signature.outputs]
         self._order = [(s.kind, s.target) for s in inputs]
-        self._forward = compiler(executable(split.forward))
+        self._forward, self._backward = compiler(split)
         self._forward_inputs = self._positions(split.forward)
         self._saved_names = [s.name for s in split.forward.signature.outputs if s.kind is OutputKind.SAVED]
-        self._backward = compiler(executable(split.backward)) if split.backward is not None else None
         self._backward_inputs = list(split.backward.signature.inputs) if split.backward is not None else []
         self._gradients = self._gradient_positions(split.backward)
 
@@ -147,14 +144,12 @@ class _SplitFunction:
     def forward(self, flat: Sequence[Tensor]) -> tuple[tuple[Any, ...], list[Any]]:
         """Outputs, and what the backward wants of the forward."""
         with torch.no_grad():
-            results = self._forward(*[flat[i] for i in self._forward_inputs])
+            results = self._forward([flat[i] for i in self._forward_inputs])
         kept = tuple(r for r, k in zip(results, self._kept, strict=True) if k)
         return kept, [r for r, k in zip(results, self._kept, strict=True) if not k]
 
-    def backward(self, flat: Sequence[Any], saved: Sequence[Any], tangents: Mapping[str, Any]) -> list[Any]:
-        """Gradients of the step's inputs, None where there is none."""
-        if self._backward is None:
-            return [None] * len(self._order)
+    def backward_arguments(self, flat: Sequence[Any], saved: Sequence[Any], tangents: Mapping[str, Any]) -> list[Any]:
+        """What the backward reads, in its order."""
         by_name = dict(zip(self._saved_names, saved, strict=True))
         index = {key: i for i, key in enumerate(self._order)}
         args = []
@@ -165,7 +160,13 @@ class _SplitFunction:
                 args.append(by_name[spec.target])
             else:
                 args.append(flat[index[(spec.kind, spec.target)]])
-        results = self._backward(*args)
+        return args
+
+    def gradients(self, arguments: list[Any]) -> list[Any]:
+        """Gradients of the step's inputs, None where there is none; `arguments` is emptied."""
+        if self._backward is None:
+            return [None] * len(self._order)
+        results = self._backward(arguments)
         return [results[self._gradients[i]] if i in self._gradients else None for i in range(len(self._order))]
 
 
@@ -191,15 +192,22 @@ class _TrainingStep(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         function: _SplitFunction = ctx.function
-        flat = ctx.saved_tensors[: ctx.inputs]
-        tensors = iter(ctx.saved_tensors[ctx.inputs :])
-        saved = [next(tensors) if t else s for t, s in zip(ctx.is_tensor, ctx.scalars, strict=True)]
         tangents = {
             spec.target: _tangent(grad, described)
             for spec, grad, described in zip(function.outputs, grads, ctx.dtypes, strict=True)
             if described is not None
         }
-        return (None, *function.backward(flat, saved, tangents))
+        return (None, *function.gradients(_take_arguments(ctx, tangents)))
+
+
+def _take_arguments(ctx: Any, tangents: Mapping[str, Tensor]) -> list[Any]:
+    """The backward's arguments, held by nothing but the list: each saved tensor dies at its last use."""
+    held = ctx.saved_tensors
+    clear_saved_tensors(ctx)
+    tensors = iter(held[ctx.inputs :])
+    saved = [next(tensors) if t else s for t, s in zip(ctx.is_tensor, ctx.scalars, strict=True)]
+    function: _SplitFunction = ctx.function
+    return function.backward_arguments(held[: ctx.inputs], saved, tangents)
 
 
 def _fresh(value: Any, inputs: Sequence[Tensor]) -> Any:
