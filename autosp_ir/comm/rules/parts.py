@@ -17,24 +17,34 @@ from autosp_ir.comm.rules.base import (
 )
 from autosp_ir.comm.rules.views import move
 from autosp_ir.ir.graph import Value
-from autosp_ir.ir.types import Dim, Partial, Placement, Shard
+from autosp_ir.ir.types import Dim, Partial, Placement, ScalarType, Shard
 
 
-def full_range(ctx: RuleContext, placement: Placement, dim: int, extent: Dim) -> bool:
+def full_range(ctx: RuleContext, placement: Placement, dim: int, size: Dim | Value) -> bool:
     """Whether the node's slice keeps all of a dimension, of the whole model's length where it is cut.
 
-    An end equal to the local length would keep a rank's part but not the whole model's dimension.
+    `size` is the local extent, or the scalar that holds it. An end equal to it would keep a rank's part, but not all
+    of the whole model's dimension.
     """
     start, end, step = ctx.arg("start"), ctx.arg("end"), ctx.arg("step")
     if step not in (None, 1) or start not in (None, 0):
         return False
-    cut = isinstance(placement, Shard) and placement.dim == dim
-    length = extent * ctx.size if cut and not ctx.what_if else extent
     if end is None:
         return True
+    extent = _extent(size)
+    if extent is None:
+        return False
+    cut = isinstance(placement, Shard) and placement.dim == dim
+    length = extent * ctx.size if cut and not ctx.what_if else extent
     if isinstance(end, Value):
-        return getattr(end.type, "expr", None) == length
+        return _extent(end) == length
     return isinstance(end, int) and (end >= 2**62 or (isinstance(length, int) and end >= length))
+
+
+def _extent(size: Dim | Value) -> Dim | None:
+    if not isinstance(size, Value):
+        return size
+    return size.type.expr if isinstance(size.type, ScalarType) else None
 
 
 @rule("aten.slice.Tensor", "aten.slice_copy.Tensor")
