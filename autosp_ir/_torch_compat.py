@@ -265,9 +265,9 @@ def compile_with_inductor(
 
     with tracing(TracingContext(fake_mode)), TracingContext.report_output_strides() as strides:
         compiled: Callable[[list[Any]], Any] = compile_fx_inner(graph, list(inputs), is_backward=is_backward)
-    outputs = len(graph.graph.output_node().args[0])
+    returned: Any = graph.graph.output_node().args[0]
     known: list[Any] = list(strides or [])
-    return compiled, known if len(known) == outputs else [None] * outputs
+    return compiled, known if len(known) == len(returned) else [None] * len(returned)
 
 
 def clear_saved_tensors(ctx: Any) -> None:
