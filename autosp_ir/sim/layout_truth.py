@@ -111,6 +111,7 @@ def check_layout_truth(
     tensors: Mapping[str, Tensor] | None = None,
     tolerance: float = 1e-9,
     allow_reshaped: bool = False,
+    gradients: bool = True,
 ) -> TruthReport:
     """Compare every value of a partitioned program with the one-rank program.
 
@@ -123,6 +124,7 @@ def check_layout_truth(
         tolerance: Greatest difference relative to the value's greatest element, in float64.
         allow_reshaped: Report values whose whole shape differs instead of failing, for rewrites that depend on the
             number of ranks, such as replicated key and value heads.
+        gradients: Differentiate a forward program first, and compare the values of its joint form.
 
     Returns:
         What was compared, and which values have no counterpart.
@@ -130,8 +132,8 @@ def check_layout_truth(
     Raises:
         SimulationError: A layout is not true; the message names the value.
     """
-    many = simulate(program, batch, tensors=tensors, trace=True)
-    one = simulate(oracle_program, batch, tensors=tensors, trace=True)
+    many = simulate(program, batch, tensors=tensors, gradients=gradients, trace=True)
+    one = simulate(oracle_program, batch, tensors=tensors, gradients=gradients, trace=True)
     counterparts = _aligned(many.program, one.program)
     report = TruthReport()
     sizes = dict(many.program.mesh)

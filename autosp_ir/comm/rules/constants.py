@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from autosp_ir.ir.graph import Value
+from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
-from autosp_ir.ir.types import TensorType
+from autosp_ir.ir.types import Dim, TensorType
 
 _FILLS: Mapping[str, float | str] = {
     "aten.zeros": 0,
@@ -45,6 +45,7 @@ _SAME_VALUE = frozenset(
         "aten.select.int",
     }
 )
+_RESHAPES = frozenset({"aten.view", "aten.reshape", "aten._unsafe_view", "aten.unsqueeze"})
 _ELEMENTWISE_COPIES = frozenset(
     {"aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten._to_copy", "aten.to.dtype"}
 )
@@ -73,7 +74,35 @@ def uniform(value: Value, dim: int) -> bool:
     tensors = [v for v in node.operands if isinstance(v.type, TensorType)]
     if node.is_op("aten.expand") or node.op.name in _ELEMENTWISE_COPIES or node.op.has(Trait.POINTWISE):
         return bool(tensors) and all(_uniform_operand(v, dim - kind.ndim) for v in tensors)
-    return False
+    if node.op.name in _RESHAPES:
+        source = _kept(tensors[0].tensor_type.shape, kind.shape, dim)
+        return source is not None and uniform(tensors[0], source)
+    moved = _source_dim(node, dim, kind.ndim)
+    return moved is not None and uniform(tensors[0], moved)
+
+
+def _source_dim(node: Node, dim: int, rank: int) -> int | None:
+    """The dimension of a permutation's operand that became dimension `dim`, None for other operations."""
+    if node.is_op("aten.permute"):
+        return int(node.arg("dims")[dim]) % rank
+    if node.is_op("aten.transpose.int", "aten.t"):
+        pair = (0, rank - 1) if node.is_op("aten.t") else (int(node.arg("dim0")) % rank, int(node.arg("dim1")) % rank)
+        return {pair[0]: pair[1], pair[1]: pair[0]}.get(dim, dim)
+    return None
+
+
+def _kept(before: tuple[Dim, ...], after: tuple[Dim, ...], dim: int) -> int | None:
+    """The dimension of a reshape's operand that is dimension `dim` of its result, None if it is split or merged."""
+    front = _extent(after[:dim])
+    found = [d for d, extent in enumerate(before) if extent == after[dim] and _extent(before[:d]) == front]
+    return found[0] if len(found) == 1 else None
+
+
+def _extent(shape: tuple[Dim, ...]) -> Dim:
+    total: Dim = 1
+    for extent in shape:
+        total = total * extent
+    return total
 
 
 def _uniform_operand(value: Value, from_end: int) -> bool:
