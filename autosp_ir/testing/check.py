@@ -15,6 +15,7 @@ from autosp_ir.testing.equivalence import compare_runs
 from autosp_ir.testing.golden import check_golden, check_round_trip, read_program
 from autosp_ir.testing.inputs import random_inputs
 from autosp_ir.testing.promote import promote, promote_batch
+from autosp_ir.testing.unresolved import with_gathered_attention
 
 ProgramSource = Program | str | Path
 """A program, IR text, or the path of an `.ir` file."""
@@ -39,8 +40,8 @@ def check_pass(
 
     The program before and the one made of it are verified and read back from their own text. The result is compared
     with `after`, operations are counted, and both run in float64 on the same inputs: *before* on the ranks of its
-    own mesh (one, unless it is partitioned already), *after* on all its ranks in lockstep. Outputs of every rank and
-    every gradient must agree.
+    own mesh (one, unless it is partitioned already), *after* on all its ranks in lockstep. Attention that no strategy
+    has resolved yet runs on gathered tokens. Outputs of every rank and every gradient must agree.
 
     Args:
         pipeline: A pass, or pipeline text such as `"ulysses{fuse=qkv}"`.
@@ -100,7 +101,8 @@ def _check_numbers(before: Program, after: Program, batch: Any, rtol: float, see
     drawn = random_inputs(promote(before), length=length, seed=seed)
     given = drawn.batch if batch is None else promote_batch(batch)
     runs = [
-        simulate(promote(p), given, tensors=drawn.tensors, tangents=drawn.tangents, seed=seed) for p in (before, after)
+        simulate(promote(runnable), given, tensors=drawn.tensors, tangents=drawn.tangents, seed=seed)
+        for runnable in (with_gathered_attention(before), with_gathered_attention(after))
     ]
     report = compare_runs(runs[1], runs[0], rtol=rtol, title="the program after the pass against the one before")
     report.check()

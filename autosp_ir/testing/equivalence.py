@@ -30,6 +30,7 @@ from autosp_ir.testing.compare import (
 )
 from autosp_ir.testing.eager import EagerRun, run_eagerly
 from autosp_ir.testing.promote import floating_dtypes, promote, promote_batch
+from autosp_ir.testing.unresolved import with_gathered_attention
 
 # Of the coarsest dtype that a model computes in: error that two kernels for the same formula may show, and the part
 # of the largest gradient below which rounding noise drowns a gradient.
@@ -109,8 +110,11 @@ class DenseReference:
         return DenseReference(batch, program, _capture_report(program, own, eager), wide, tangents)
 
     def compare(self, program: Program, rtol: float = 1e-10) -> Equivalence:
-        """Run a program of any stage, promoted to float64, on all its ranks and compare."""
-        found = simulate(promote(program), promote_batch(self.batch), tangents=self.tangents)
+        """Run a program of any stage, promoted to float64, on all its ranks and compare.
+
+        Attention that no strategy pass has resolved yet runs on gathered tokens.
+        """
+        found = simulate(promote(with_gathered_attention(program)), promote_batch(self.batch), tangents=self.tangents)
         return Equivalence(self.capture, compare_runs(found, self.simulation, rtol=rtol, title=_title(program)))
 
     def check(self, program: Program, rtol: float = 1e-10) -> Equivalence:
