@@ -8,6 +8,7 @@ length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -200,17 +201,35 @@ class PadWalk(TokenWalk):
     def _visit_attention(self, node: Node) -> bool:
         qkv = [node.arg("q"), node.arg("k"), node.arg("v")]
         padded = all(self.placement(v) == _TOKENS for v in qkv)
-        if not padded or node.arg("bias") is not None:
+        bias = node.arg("bias")
+        if not padded or (bias is not None and not self._covers_scores(bias)):
             if any(self._moved(v) for v in self.tensors(node)):
                 self.run_whole(node)
                 return True
             return False
         segments = node.arg("segment_ids")
-        if not node.arg("causal") or segments is not None:
+        if bias is not None:
+            self.substitute(node, bias, self._padded_bias(node, bias))
+        if (not node.arg("causal") and bias is None) or segments is not None:
             self.rewriter.set_args(node, *node.with_arg("segment_ids", self._segments(node, segments)))
         self.place(node, (_TOKENS, _TOKENS))
         self._retype(node)
         return True
+
+    def _covers_scores(self, bias: Value) -> bool:
+        """Whether a bias has rows (or one for all) and a column for every token."""
+        shape = self.global_type(bias).shape
+        return len(shape) > 1 and shape[-1] == self.length and shape[-2] in (1, self.length)
+
+    def _padded_bias(self, node: Node, bias: Value) -> Value:
+        """A bias or mask over padded tokens that hides the padding keys; padding queries read the last row."""
+        kind = self.global_type(bias)
+        padded = self.form(bias, INVARIANT, before=node)
+        self.placed.setdefault(padded, INVARIANT)
+        if kind.shape[-2] != 1:
+            padded = self.form(padded, Shard(kind.ndim - 2), before=node)
+        hidden = False if kind.dtype == torch.bool else -math.inf
+        return self.form(padded, Shard(kind.ndim - 1), before=node, fill=hidden)
 
     def _segments(self, node: Node, segments: Value | None) -> Value:
         """Segment ids `[B, padded]` with the padding rows in a segment of their own."""

@@ -156,4 +156,6 @@ class PartitionWalk(TokenWalk):
         return True
 
     def _runs_over_tokens(self, value: Value) -> bool:
-        return self.placement(value) == _TOKENS or _TOKENS in self.factors_of(value)
+        if self.placement(value) == _TOKENS:
+            return True
+        return _TOKENS in self.factors_of(value) and self._cuttable(value, _TOKENS)
