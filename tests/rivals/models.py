@@ -83,7 +83,7 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, S, C]` to `[B, S, C]`."""
-        y = self.linear(x)
+        y: Tensor = self.linear(x)
         pooled: Tensor = self.linear(self.pool(y))
         return y * pooled
 

@@ -1,0 +1,80 @@
+"""Model forms beyond plain causal decoders: each is exact, or refused by name before a step runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import autosp_ir as air
+from autosp_ir.testing import DenseReference
+from tests.rivals.forms import FORMS, language_model
+from tests.rivals.line import run_line
+
+EXACT, GATHERED = "exact", "exact, partly replicated"
+
+OUTCOMES: dict[str, str] = {
+    "mistral_window": EXACT,
+    "qwen2_window": EXACT,
+    "gemma3_windows": EXACT,
+    "packed_with_cache": EXACT,
+    "packed": EXACT,
+    "padded_left": EXACT,
+    "padded_right": EXACT,
+    "padded_odd_length": EXACT,
+    "padded_window": EXACT,
+    "alibi_bloom": "UnsupportedError: GeLUFunction",
+    "alibi_falcon": EXACT,
+    "local_attention": EXACT,
+    "t5": "UnsupportedError: position_bias",
+    "t5_encoder": "UnsupportedError: position_bias",
+    "bert": EXACT,
+    "bert_padded": EXACT,
+    "bert_classifier": GATHERED,
+    "encoder_decoder": EXACT,
+    "encoder_decoder_of_unequal_lengths": GATHERED,
+    "vit": "CaptureError: seq_dims=",
+    "moe_mixtral": GATHERED,
+    "moe_qwen2": GATHERED,
+    "latent_attention": GATHERED,
+    "mamba": GATHERED,
+    "mamba2": GATHERED,
+    "softcap_gemma2": GATHERED,
+    "sinks_gpt_oss": GATHERED,
+    "flex_by_hand": "CaptureError: FlexAttention",
+}
+"""What becomes of each form on two ranks; a refusal is an error class and words of its message."""
+
+
+def test_every_form_has_an_outcome() -> None:
+    assert FORMS.keys() == OUTCOMES.keys()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_exact_or_refused_by_name(name: str) -> None:
+    torch.manual_seed(0)
+    model, batch = FORMS[name]()
+    expected = OUTCOMES[name]
+    if expected in (EXACT, GATHERED):
+        line = run_line(model, batch, 2)
+        assert (GATHERED if line.gathered else EXACT) == expected, line.gathered
+        return
+    error, _, words = expected.partition(": ")
+    with pytest.raises(getattr(air, error)) as raised:
+        run_line(model, batch, 2)
+    assert words in str(raised.value) and "What you can do: " in str(raised.value)
+
+
+def test_flex_attention_of_transformers_is_captured_as_attention() -> None:
+    import transformers as hf
+
+    config = hf.LlamaConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4
+    )
+    config._attn_implementation = "flex_attention"
+    model, batch = language_model(config)
+    program = air.capture(model, batch)
+    assert [n.arg("causal") for n in program.find("autosp.attention")] == [True]
+    # Flex attention has no backward on the CPU, so the dense side computes the same attention with SDPA.
+    model.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
+    reference = DenseReference.of(model, batch)
+    reference.check(air.PassManager(air.DEFAULT_PIPELINE).run(program, mesh={"sp": 2}).program)
