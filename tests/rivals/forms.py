@@ -143,7 +143,8 @@ def local_attention() -> Built:
 
 
 def _t5() -> Any:
-    return hf.T5Config(
+    kind: Any = hf.T5Config
+    return kind(
         vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4, dropout_rate=0.0,
         decoder_start_token_id=0,
     )  # fmt: skip
@@ -201,7 +202,8 @@ def encoder_decoder_of_unequal_lengths() -> Built:
 
 @form
 def vit() -> Built:
-    model = hf.ViTForImageClassification(hf.ViTConfig(**_BERT, image_size=32, patch_size=8, num_labels=3))
+    kind: Any = hf.ViTConfig
+    model = hf.ViTForImageClassification(kind(**_BERT, image_size=32, patch_size=8, num_labels=3))
     return model, {"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.tensor([0, 2])}
 
 
