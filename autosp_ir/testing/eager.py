@@ -48,7 +48,7 @@ def run_eagerly(model: nn.Module, capture: CaptureInfo, batch: Any, seed: int = 
     output = capture.plan.call(model, flat)
     outputs = _kept(capture, output, capture.plan.batch(flat))
     tangents = {n: _tangent(t, seed + i) for i, (n, t) in enumerate(outputs.items()) if t.requires_grad}
-    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    wanted: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     wanted |= {n: t for n, t in leaves.items() if t.requires_grad}
     if wanted and not tangents:
         raise AutoSPError(

@@ -17,7 +17,7 @@ from autosp_ir.ir.types import Dim, ScalarType, TensorType
 
 _LARGEST_DEFAULT_ID = 2
 # Where an integer tensor indexes another one: the argument that holds the index, the one indexed, its dimension.
-_INDEXED = {
+_INDEXED: dict[str, tuple[str, str, int | str]] = {
     "aten.embedding": ("indices", "weight", 0),
     "aten.index_select": ("index", "self", "dim"),
     "aten.gather": ("index", "self", "dim"),

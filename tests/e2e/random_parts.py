@@ -82,7 +82,7 @@ class HeadsAside(nn.Module):
         b, t, c = x.shape
         y = self.mix(x.view(b, t, c // 4, 4)).permute(2, 0, 1, 3)
         y = y.reshape(c // 4, b * t, 4).sigmoid().unflatten(1, (b, t))
-        return y.permute(1, 2, 0, 3).flatten(2)
+        return torch.flatten(y.permute(1, 2, 0, 3), 2)
 
 
 class TimeFirst(nn.Module):
@@ -120,7 +120,7 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x.transpose(1, 2)
         y = self.conv(F.pad(y, (2, 0)) if self.causal else y)
-        return y.transpose(1, 2)
+        return torch.transpose(y, 1, 2)
 
 
 class OverTokens(nn.Module):

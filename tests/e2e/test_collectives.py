@@ -9,8 +9,9 @@ import pytest
 from torch import nn
 
 from autosp_ir.capture.program import capture
+from autosp_ir.pipeline import DEFAULT_PIPELINE
 from autosp_ir.sim.lockstep import Simulation, simulate
-from tests.e2e.line import DEFAULT_PIPELINE, partitioned
+from tests.e2e.line import partitioned
 from tests.models import build
 
 BATCH, HEADS, LAYERS, BYTES = 2, 8, 2, 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -69,7 +69,7 @@ def outside_loss(labels: str, output: Any, batch: Mapping[str, Tensor]) -> Tenso
 
 def prepared(
     name: str, batch_size: int, length: int, labels: str, loss: str
-) -> tuple[nn.Module, dict[str, Tensor], dict[str, Callable[..., Tensor]]]:
+) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     model, batch = build(name, batch_size=batch_size, length=length, **ignored(labels, length))
     if loss == "inside":
         return model, batch, {}

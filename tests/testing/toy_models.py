@@ -20,7 +20,7 @@ class Tokenwise(nn.Module):
         self.embed = nn.Embedding(VOCAB, width)
         self.scale = nn.Parameter(torch.randn(width))
         self.head = nn.Linear(width, VOCAB)
-        self.register_buffer("inv_freq", 1.0 / torch.arange(1, width + 1).float())
+        self.inv_freq = nn.Buffer(1.0 / torch.arange(1, width + 1).float())
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         x = self.embed(input_ids)
