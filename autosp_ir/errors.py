@@ -86,13 +86,14 @@ class ParseError(AutoSPError):
         reason: What was expected.
         line: 1-based line.
         column: 1-based column.
-        hint: What the user can do next.
+        hint: What the user can do next; None points to the description of the text form.
     """
 
     def __init__(self, reason: str, *, line: int, column: int, hint: str | None = None) -> None:
         self.line = line
         self.column = column
-        super().__init__(f"line {line}, column {column}: {reason}", hint=hint)
+        way_out = hint or "compare the line with what str(program) prints; docs/ir.md describes the text form"
+        super().__init__(f"line {line}, column {column}: {reason}", hint=way_out)
 
 
 class SimulationError(AutoSPError):

@@ -103,11 +103,11 @@ def simulate(
         UnsupportedError: Attention over tokens that are cut between ranks, which no pass has resolved.
     """
     per_rank = _per_rank(program, programs)
+    for each in {id(p): p for p in per_rank}.values():
+        check_emittable(each)
     if gradients:
         differentiated = {key: _with_gradients(p) for key, p in {id(p): p for p in per_rank}.items()}
         per_rank = [differentiated[id(p)] for p in per_rank]
-    for each in {id(p): p for p in per_rank}.values():
-        check_emittable(each)
     mesh = RankMesh.of(per_rank[0].mesh)
     meters = [MemoryMeter() for _ in per_rank]
     values: list[dict[str, Any]] = [{} for _ in per_rank] if trace else []
