@@ -262,8 +262,11 @@ def compile_with_inductor(
     """
     from torch._guards import TracingContext, tracing
     from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 
     with tracing(TracingContext(fake_mode)), TracingContext.report_output_strides() as strides:
+        # Its patterns turn the scatter of a loss's backward into arithmetic that fuses: no second logits tensor.
+        graph = joint_graph_passes(graph)
         compiled: Callable[[list[Any]], Any] = compile_fx_inner(graph, list(inputs), is_backward=is_backward)
     returned: Any = graph.graph.output_node().args[0]
     known: list[Any] = list(strides or [])

@@ -1,0 +1,1 @@
+"""Benchmarks: compile time on any machine, training steps on GPUs."""
