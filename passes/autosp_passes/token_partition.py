@@ -54,15 +54,18 @@ class TokenPartition(Pass):
 
 
 def _check_divisible(program: Program, size: int) -> None:
+    if size == 1 or "padded" in program.facts:
+        return
     for spec in program.signature.inputs:
         dim = program.info.get("seq_dims", {}).get(spec.target)
-        if spec.kind is not InputKind.USER_INPUT or dim is None or "padded" in program.facts:
+        if spec.kind is not InputKind.USER_INPUT or dim is None:
             continue
         extent = program.graph.value(spec.name).tensor_type.shape[dim]
         if not isinstance(extent, int) or extent % size:
+            tokens = f"{extent} tokens" if isinstance(extent, int) else "a symbolic number of tokens"
             raise PassError(
-                f"{spec.target} has {extent} tokens, which {size} ranks do not divide",
-                pass_name="token-partition",
+                f"{spec.target} has {tokens}, which {size} ranks do not divide",
+                pass_name=TokenPartition.name,
                 hint="run pad-tokens before token-partition",
             )
 
