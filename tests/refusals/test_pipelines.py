@@ -119,6 +119,14 @@ def test_malformed_text(program: air.Program, old: str, new: str, words: list[st
         air.parse(broken)
 
 
+def test_a_symbolic_length_that_nobody_padded() -> None:
+    model, batch = build("llama-gqa")
+    program = air.capture(model, batch, dynamic=True)
+    with refused(air.PassError, "symbolic", "2 ranks", "pad-tokens"):
+        air.PassManager("canonicalize,token-partition").run(program, mesh={"sp": 2})
+    air.PassManager("canonicalize,token-partition").run(program, mesh={"sp": 1})
+
+
 def test_text_that_is_cut_off(program: air.Program) -> None:
     lines = str(program).rstrip().splitlines()[:-3]
     with refused(air.ParseError, "line ", "column ", "expected", "end of the text"):
