@@ -19,7 +19,8 @@ from autosp_ir.comm.rules.base import (
     rule,
     whole,
 )
-from autosp_ir.ir.graph import Value
+from autosp_ir.ir.graph import Phase, Value
+from autosp_ir.ir.program import Stage
 from autosp_ir.ir.types import Dim, Partial, Placement, Shard
 
 AMBIGUOUS = "give the value its layout when it is created, or keep the cut dimension apart from dimensions of length 1"
@@ -242,6 +243,10 @@ def _expand(ctx: RuleContext) -> Outcome:
             ctx.fail(f"dimension {placement.dim}, which is cut, would be expanded", NEEDS_GATHER)
         return Shard(placement.dim + added, placement.outer)
     wanted = ctx.shard_hint()
+    if ctx.hint is None and made is not None and _unmatched_gradient(ctx):
+        ctx.fail(
+            "an expanded gradient may have one rank's length or the whole model's, and nothing says which", AMBIGUOUS
+        )
     if wanted is None or made is None or not cuttable(made, wanted):
         return placement
     source = wanted.dim - added
@@ -250,6 +255,11 @@ def _expand(ctx: RuleContext) -> Outcome:
     if not whole(placement):
         ctx.fail("a partial sum is expanded along a dimension that is cut", NEEDS_SUM)
     return wanted
+
+
+def _unmatched_gradient(ctx: RuleContext) -> bool:
+    """Whether an expansion stems from differentiation, so that no layout rule chose its sizes."""
+    return ctx.program.stage is not Stage.FORWARD and ctx.node.phase is Phase.BACKWARD and not ctx.what_if
 
 
 @rule("aten.expand_as")
