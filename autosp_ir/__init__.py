@@ -1,9 +1,10 @@
 """Sequence-parallel training as composable passes over a small dataflow IR.
 
-    step = autosp_ir.parallelize(model, batch)          # under torchrun: one sequence over all ranks
-    program = autosp_ir.capture(model, batch)           # or pass by pass
-    result = autosp_ir.PassManager("canonicalize,token-partition,ulysses").run(program, mesh={"sp": 4})
-    simulated = autosp_ir.simulate(result.program, batch)
+Example:
+    >>> step = autosp_ir.parallelize(model, batch)  # under torchrun: one sequence over all ranks
+    >>> program = autosp_ir.capture(model, batch)  # or pass by pass
+    >>> result = autosp_ir.PassManager("canonicalize,token-partition,ulysses").run(program, mesh={"sp": 4})
+    >>> simulated = autosp_ir.simulate(result.program, batch)
 """
 
 from autosp_ir import testing
