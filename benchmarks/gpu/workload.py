@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -81,18 +82,19 @@ def build(sizes: Sizes, device: torch.device, attention: str | None) -> nn.Modul
     """A randomly initialised LlamaForCausalLM in training mode; the same weights in every process."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.inter,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv,
-        vocab_size=sizes.vocab,
-        max_position_embeddings=1 << 21,
-        rope_theta=500000.0,
-        use_cache=False,
-        tie_word_embeddings=False,
-    )
+    settings: dict[str, Any] = {
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.inter,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv,
+        "vocab_size": sizes.vocab,
+        "max_position_embeddings": 1 << 21,
+        "rope_theta": 500000.0,
+        "use_cache": False,
+        "tie_word_embeddings": False,
+    }
+    config = LlamaConfig(**settings)
     if attention is not None:
         config._attn_implementation = attention
     torch.manual_seed(0)
