@@ -172,10 +172,15 @@ def flat(outcome: Outcome) -> list[Placement]:
 
 
 class _Hints:
-    """Hints for backward nodes from the forward nodes that they differentiate, matched by `meta["seq_nr"]`."""
+    """Hints for backward nodes.
+
+    They come from the forward nodes that they differentiate, matched by `meta["seq_nr"]`, or from placed values of the
+    same shape that they are combined with element by element.
+    """
 
     def __init__(self, program: Program) -> None:
         self._forward: dict[int, list[Node]] = defaultdict(list)
+        self._position = program.graph.index()
         if program.stage is Stage.FORWARD:
             return
         for node in program.graph.nodes:
@@ -191,9 +196,21 @@ class _Hints:
         if node.phase is Phase.FORWARD:
             return None
         forward = self._forward.get(node.meta.get("seq_nr", -1), [])
-        return _agreed(node, axis, [v for n in forward for v in n.operands]) or _agreed(
-            node, axis, [v for n in forward for v in n.results]
+        return (
+            _agreed(node, axis, [v for n in forward for v in n.operands])
+            or _agreed(node, axis, [v for n in forward for v in n.results])
+            or _agreed(node, axis, self._partners(node))
         )
+
+    def _partners(self, node: Node) -> list[Value]:
+        """Values placed before `node` that an elementwise operation combines with it."""
+        return [
+            v
+            for user in node.users
+            if user.op.has(Trait.POINTWISE)
+            for v in user.operands
+            if self._position[v.producer] < self._position[node]
+        ]
 
 
 def _agreed(node: Node, axis: str, values: Iterable[Value]) -> Placement | None:

@@ -22,8 +22,9 @@ its start carries the layout that its wait hands on, and each block layout is an
   one collective must be joined along a dimension that is not cut, such as heads behind the block index.
 
 Where several results are right (an expanded gradient, a view of dimensions of local length 1) a hint decides: the
-stored layout when checking, otherwise the operand of the forward node with the same `meta["seq_nr"]`. A hint only
-ever chooses among results that hold. Without one the node is refused.
+stored layout when checking, otherwise the operand of the forward node with the same `meta["seq_nr"]`, otherwise a
+placed value that an elementwise operation combines with the result. A hint only ever chooses among results that hold.
+Without one the node is refused.
 """
 
 from autosp_ir.comm.inference import GradientFlow, infer_layout, infer_layouts, place
