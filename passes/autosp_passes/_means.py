@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from autosp_ir.analysis.token_axis import TokenFactors, token_factors
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import TensorType
 from autosp_ir.rewrite.rewriter import Rewriter
 
-_MEAN, _SUM = 1, 2
+_NONE, _MEAN, _SUM = 0, 1, 2
 _CLASS_LOSSES = frozenset({"aten.cross_entropy_loss", "aten.nll_loss_nd", "aten.nll_loss", "aten.nll_loss2d"})
 _ELEMENT_LOSSES = frozenset(
     {
@@ -28,14 +30,14 @@ _ELEMENT_LOSSES = frozenset(
 
 
 def split_means(program: Program, rewriter: Rewriter) -> int:
-    """Rewrite every mean that runs over tokens into a sum divided by the global count.
+    """Rewrite every mean that runs over tokens into a sum divided by the global count, and losses into plain sums.
 
     Args:
         program: A forward program in global shapes.
         rewriter: Owner of the mutations.
 
     Returns:
-        How many means were rewritten.
+        How many nodes were rewritten.
     """
     factors = token_factors(program)
     count = 0
@@ -44,7 +46,7 @@ def split_means(program: Program, rewriter: Rewriter) -> int:
             _split_mean(node, rewriter)
         elif node.op.name in _CLASS_LOSSES and node.arg("reduction") == _MEAN and _carries(node, factors):
             _split_class_loss(node, rewriter)
-        elif node.op.name in _ELEMENT_LOSSES and node.arg("reduction") == _MEAN and _carries(node, factors):
+        elif node.op.name in _ELEMENT_LOSSES and node.arg("reduction") != _NONE and _carries(node, factors):
             _split_element_loss(node, rewriter)
         else:
             continue
@@ -74,32 +76,49 @@ def _split_mean(node: Node, rewriter: Rewriter) -> None:
     source = node.operands[0]
     dims = sorted(reduced_dims(node, source.tensor_type.ndim))
     with rewriter.before(node):
-        # Summed in the result's dtype, as mean(dtype=) does.
-        kwargs = {"dtype": node.arg("dtype")} if node.arg("dtype") is not None else {}
-        total = rewriter.create(
-            "aten.sum.dim_IntList", (source, dims, bool(node.arg("keepdim"))), kwargs, origin_from=node
-        )
-        count = _product(source, dims, node, rewriter)
-        mean = rewriter.create("aten.div.Tensor", (total, count), origin_from=node)
+        total = _sum(source, dims, bool(node.arg("keepdim")), node, rewriter)
+        mean = _quotient(total, _product(source, dims, node, rewriter), node, rewriter)
     rewriter.replace(node, mean)
 
 
 def _split_element_loss(node: Node, rewriter: Rewriter) -> None:
-    source = node.operands[0]
-    kind = source.tensor_type
+    """Element by element, then the sum: only a plain sum can leave out padding rows."""
     with rewriter.before(node):
-        total = rewriter.create(node.op.name, *node.with_arg("reduction", _SUM), origin_from=node)
-        count = _product(source, range(kind.ndim), node, rewriter)
-        mean = rewriter.create("aten.div.Tensor", (total, count), origin_from=node)
-    rewriter.replace(node, mean)
+        losses = rewriter.create(node.op.name, *node.with_arg("reduction", _NONE), origin_from=node)
+        dims = range(losses.tensor_type.ndim)
+        count = _product(losses, dims, node, rewriter) if node.arg("reduction") == _MEAN else None
+        total = _quotient(_sum(losses, list(dims), False, node, rewriter), count, node, rewriter)
+    rewriter.replace(node, total)
 
 
 def _split_class_loss(node: Node, rewriter: Rewriter) -> None:
+    kept = _wide(node) == node.result.tensor_type.dtype
     with rewriter.before(node):
-        total = rewriter.create(node.op.name, *node.with_arg("reduction", _SUM), origin_from=node)
-        count = _class_count(node, total, rewriter)
-        mean = rewriter.create("aten.div.Tensor", (total, count), origin_from=node)
+        total = rewriter.create(node.op.name, *node.with_arg("reduction", _SUM if kept else _NONE), origin_from=node)
+        if not kept:
+            total = _sum(total, list(range(total.tensor_type.ndim)), False, node, rewriter)
+        mean = _quotient(total, _class_count(node, total, rewriter), node, rewriter)
     rewriter.replace(node, mean)
+
+
+def _wide(node: Node) -> torch.dtype:
+    """The dtype to sum a node's result in: a sum over all tokens overflows half precision where a mean does not."""
+    dtype: torch.dtype = node.result.tensor_type.dtype
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _sum(source: Value, dims: list[int], keepdim: bool, node: Node, rewriter: Rewriter) -> Value:
+    kwargs = {"dtype": _wide(node)} if source.tensor_type.dtype != _wide(node) else {}
+    return rewriter.create("aten.sum.dim_IntList", (source, dims, keepdim), kwargs, origin_from=node)
+
+
+def _quotient(total: Value, count: Any, node: Node, rewriter: Rewriter) -> Value:
+    """`total / count` (`total` without a count) in the dtype of the node's result."""
+    made = total if count is None else rewriter.create("aten.div.Tensor", (total, count), origin_from=node)
+    dtype = node.result.tensor_type.dtype
+    if made.tensor_type.dtype == dtype:
+        return made
+    return rewriter.create("aten._to_copy", (made,), {"dtype": dtype}, origin_from=node)
 
 
 def _class_count(node: Node, total: Value, rewriter: Rewriter) -> Any:
@@ -120,7 +139,7 @@ def _class_count(node: Node, total: Value, rewriter: Rewriter) -> Any:
     flat = make("aten.reshape", make("aten.mul.Tensor", target, valid), [-1])
     picked = make("aten.index_select", weight, 0, flat)
     counted = make("aten.mul.Tensor", picked, make("aten.reshape", valid, [-1]))
-    return make("aten.sum", counted)
+    return make("aten.sum", counted, dtype=dtype)
 
 
 def _product(source: Value, dims: Any, node: Node, rewriter: Rewriter) -> Any:

@@ -23,6 +23,20 @@ from autosp_passes._token_walk import Result, TokenWalk, check_mesh_axis, user_i
 
 _TOKENS = Shard(2)
 _PAD_SEGMENT = -1
+# Sums over tokens that are linear in every operand that runs over them.
+_LINEAR_SUMS = frozenset(
+    {
+        "aten.sum",
+        "aten.sum.dim_IntList",
+        "aten.sum_to_size",
+        "aten.mm",
+        "aten.bmm",
+        "aten.matmul",
+        "aten.mv",
+        "aten.dot",
+        "aten.einsum",
+    }
+)
 
 
 class PadTokens(Pass):
@@ -152,11 +166,11 @@ class PadWalk(TokenWalk):
         return extent // self.length * self.scalar_expr(self._padded)
 
     def accepts(self, node: Node, placements: Mapping[Value, Placement], result: Result) -> bool:
-        """Sums over tokens are accepted when there is a single padded operand to mask."""
+        """A sum over tokens is accepted where zeros in the padding rows of one operand take them out of it."""
         parts = result if isinstance(result, tuple) else (result,)
         if not any(isinstance(p, Partial) for p in parts):
             return any(isinstance(p, Shard) for p in parts)
-        return any(self._moved(v) for v in self.tensors(node)) and all(isinstance(p, Partial) for p in parts)
+        return node.op.name in _LINEAR_SUMS and any(self._moved(v) for v in self.tensors(node))
 
     def apply(self, node: Node, placements: Mapping[Value, Placement], result: Result) -> None:
         """As planned; a sum over tokens reads zeros in the padding rows."""
@@ -245,7 +259,10 @@ class PadWalk(TokenWalk):
         logits, target = node.operands[0], node.arg("target")
         here = self.placement(logits)
         kind = target.type
-        if not isinstance(here, Shard) or not isinstance(kind, TensorType) or kind.dtype.is_floating_point:
+        by_class = min(1, self.global_type(logits).ndim - 1)
+        if not isinstance(here, Shard) or here.dim == by_class:
+            return False
+        if not isinstance(kind, TensorType) or kind.dtype.is_floating_point:
             return False
         # The class dimension is gone from the target: [N, C] -> [N], [N, C, S] -> [N, S].
         shard = Shard(here.dim - 1 if here.dim > 1 else here.dim, here.outer)
