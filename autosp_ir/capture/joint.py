@@ -23,6 +23,7 @@ from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, P
 from autosp_ir.ir.types import ScalarType, Type, without_layout
 
 _TAG = "autosp_forward_node"
+_ASSERTIONS = ("aten._assert_async", "aten._assert_scalar", "aten._assert_tensor_metadata")
 _HINT = "simplify the module at that line, or report it: the forward graph itself is valid"
 
 
@@ -103,6 +104,7 @@ class _JointImport:
         imported = import_fx(self._traced.graph, self._traced)
         sources = self._take_tags(imported)
         signature = Signature(self._inputs(imported), self._outputs(imported))
+        _erase_assertions(imported.graph)
         _erase_detaches(imported.graph)
         imported.graph.dead_code()
         _set_phases(imported.graph, signature)
@@ -241,6 +243,13 @@ def _attribute(module: fx.GraphModule, path: str) -> Tensor:
         found = getattr(found, part)
     tensor: Tensor = found
     return tensor
+
+
+def _erase_assertions(graph: Graph) -> None:
+    """Checks of values that decompositions add, such as of class ids; capture drops the model's own alike."""
+    for node in list(graph.nodes):
+        if node.op.name.startswith(_ASSERTIONS) and not node.result.uses:
+            graph.erase(node)
 
 
 def _erase_detaches(graph: Graph) -> None:
