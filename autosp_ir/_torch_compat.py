@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -246,7 +247,12 @@ def trace_decomposed(graph: torch.fx.GraphModule, inputs: Sequence[Any], fake_mo
 
 
 def compile_with_inductor(
-    graph: torch.fx.GraphModule, inputs: Sequence[Any], fake_mode: Any, *, is_backward: bool
+    graph: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    fake_mode: Any,
+    *,
+    is_backward: bool,
+    donated: Sequence[int] = (),
 ) -> tuple[Callable[[list[Any]], Any], list[tuple[int, ...] | None]]:
     """Compile a decomposed ATen graph.
 
@@ -255,6 +261,7 @@ def compile_with_inductor(
         inputs: The fake inputs it was traced with; the compiled code demands their strides.
         fake_mode: The mode that owns the inputs.
         is_backward: Whether the graph is a backward.
+        donated: Positions of inputs whose memory the code may overwrite, because nothing else reads them.
 
     Returns:
         A callable that takes one list of arguments and empties it, and the strides of its outputs (None where an
@@ -264,13 +271,29 @@ def compile_with_inductor(
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 
-    with tracing(TracingContext(fake_mode)), TracingContext.report_output_strides() as strides:
+    context = TracingContext(fake_mode)
+    # The two fields of AOTAutograd's metadata that Inductor reads.
+    metadata: Any = SimpleNamespace(bw_donated_idxs=list(donated), static_input_indices=[])
+    context.fw_metadata = metadata
+    with tracing(context), TracingContext.report_output_strides() as strides:
         # Its patterns turn the scatter of a loss's backward into arithmetic that fuses: no second logits tensor.
         graph = joint_graph_passes(graph)
         compiled: Callable[[list[Any]], Any] = compile_fx_inner(graph, list(inputs), is_backward=is_backward)
     returned: Any = graph.graph.output_node().args[0]
     known: list[Any] = list(strides or [])
     return compiled, known if len(known) == len(returned) else [None] * len(returned)
+
+
+def storage_key(tensor: torch.Tensor) -> Any:
+    """Equal for tensors that share storage, fake ones included."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+def backward_is_retained() -> bool:
+    """Whether the running backward was called with `retain_graph=True`."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
 
 
 def clear_saved_tensors(ctx: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx
 
@@ -14,14 +14,28 @@ Boxed = Callable[[list[Any]], Any]
 """Takes one list of arguments, empties it, and returns the outputs in order."""
 
 
-def aten_graphs(split: SplitJoint) -> tuple[Boxed, Boxed | None]:
+class StepGraphs(NamedTuple):
+    """The two halves of a step, callable.
+
+    Args:
+        forward: Takes the forward program's inputs, returns its outputs and the saved values.
+        backward: Takes the backward program's inputs, returns the gradients; None when there are none.
+        overwrites: Whether the backward may overwrite saved values.
+    """
+
+    forward: Boxed
+    backward: Boxed | None
+    overwrites: bool = False
+
+
+def aten_graphs(split: SplitJoint) -> StepGraphs:
     """The ATen graphs of a step, run operation by operation in exactly the order of the program.
 
     Args:
         split: The halves of a joint program.
     """
     backward = _boxed(executable(split.backward)) if split.backward is not None else None
-    return _boxed(executable(split.forward)), backward
+    return StepGraphs(_boxed(executable(split.forward)), backward)
 
 
 def _boxed(graph: fx.GraphModule) -> Boxed:

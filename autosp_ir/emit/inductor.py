@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import Tensor, fx
 
-from autosp_ir._torch_compat import compile_with_inductor, trace_decomposed
-from autosp_ir.emit.boxed import Boxed
+from autosp_ir._torch_compat import compile_with_inductor, storage_key, trace_decomposed
+from autosp_ir.emit.boxed import StepGraphs
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint
 from autosp_ir.ir.infer import fake_of
-from autosp_ir.ir.program import OutputKind, Program
+from autosp_ir.ir.program import InputKind, OutputKind, Program
 
 
-def inductor_graphs(split: SplitJoint) -> tuple[Boxed, Boxed | None]:
+def inductor_graphs(split: SplitJoint) -> StepGraphs:
     """Compile the forward, then the backward for the strides in which the forward really leaves its saved values.
+
+    A saved value that shares memory with nothing else is donated: the backward may overwrite it, which spares a
+    second buffer of the size of the logits.
 
     Args:
         split: The halves of a joint program.
-
-    Returns:
-        Boxed callables: each takes one list of arguments and empties it.
     """
-    forward, strides = _compiled(split.forward, {}, is_backward=False)
+    traced, inputs = _traced(split.forward, {})
+    own = _with_own_storage(split.forward, traced, inputs)
+    forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False)
     if split.backward is None:
-        return forward, None
+        return StepGraphs(forward, None)
     specs = split.forward.signature.outputs
     saved = {s.target: stride for s, stride in zip(specs, strides, strict=True) if s.kind is OutputKind.SAVED}
-    backward, _ = _compiled(split.backward, saved, is_backward=True)
-    return forward, backward
+    traced, inputs = _traced(split.backward, saved)
+    donated = [
+        i for i, s in enumerate(split.backward.signature.inputs) if s.kind is InputKind.SAVED and s.target in own
+    ]
+    backward, _ = compile_with_inductor(traced, inputs, split.backward.fake_mode, is_backward=True, donated=donated)
+    return StepGraphs(forward, backward, overwrites=bool(donated))
 
 
-def _compiled(
-    program: Program, strides: dict[str, tuple[int, ...] | None], *, is_backward: bool
-) -> tuple[Boxed, list[tuple[int, ...] | None]]:
+def _traced(program: Program, strides: dict[str, tuple[int, ...] | None]) -> tuple[fx.GraphModule, list[Any]]:
     graph = executable(program)
     inputs = _fake_inputs(program, graph, strides)
-    traced = trace_decomposed(graph, inputs, program.fake_mode)
-    return compile_with_inductor(traced, inputs, program.fake_mode, is_backward=is_backward)
+    return trace_decomposed(graph, inputs, program.fake_mode), inputs
+
+
+def _with_own_storage(program: Program, traced: fx.GraphModule, inputs: list[Any]) -> set[str]:
+    """Saved tensors that share storage with no input and no other output."""
+    returned: Any = traced.graph.output_node().args[0]
+    values = [node.meta.get("val") if isinstance(node, fx.Node) else None for node in returned]
+    shared = Counter(storage_key(t) for t in [*values, *inputs] if isinstance(t, Tensor))
+    return {
+        spec.target
+        for spec, value in zip(program.signature.outputs, values, strict=True)
+        if spec.kind is OutputKind.SAVED and isinstance(value, Tensor) and shared[storage_key(value)] == 1
+    }
 
 
 def _fake_inputs(program: Program, graph: fx.GraphModule, strides: dict[str, tuple[int, ...] | None]) -> list[Any]:

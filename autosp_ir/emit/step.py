@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from autosp_ir._torch_compat import clear_saved_tensors
+from autosp_ir._torch_compat import backward_is_retained, clear_saved_tensors
 from autosp_ir.emit.binding import MeshBinding, bind_axes
-from autosp_ir.emit.boxed import Boxed, aten_graphs
+from autosp_ir.emit.boxed import StepGraphs, aten_graphs
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint, split_joint
 from autosp_ir.errors import RuntimeMismatchError
 from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, Program, Signature, Stage
 
-Compiler = Callable[[SplitJoint], tuple[Boxed, Boxed | None]]
+Compiler = Callable[[SplitJoint], StepGraphs]
 """Turns the halves of a step into boxed callables."""
 
 
@@ -114,7 +114,7 @@ class _SplitFunction:
         self.outputs = [s for s in split.forward.signature.outputs if s.kind is not OutputKind.SAVED]
         self._kept = [s.kind is not OutputKind.SAVED for s in split.forward.signature.outputs]
         self._order = [(s.kind, s.target) for s in inputs]
-        self._forward, self._backward = compiler(split)
+        self._forward, self._backward, self.overwrites = compiler(split)
         self._forward_inputs = self._positions(split.forward)
         self._saved_names = [s.name for s in split.forward.signature.outputs if s.kind is OutputKind.SAVED]
         self._backward_inputs = list(split.backward.signature.inputs) if split.backward is not None else []
@@ -207,6 +207,8 @@ def _take_arguments(ctx: Any, tangents: Mapping[str, Tensor]) -> list[Any]:
     tensors = iter(held[ctx.inputs :])
     saved = [next(tensors) if t else s for t, s in zip(ctx.is_tensor, ctx.scalars, strict=True)]
     function: _SplitFunction = ctx.function
+    if function.overwrites and backward_is_retained():
+        saved = [s.clone() if isinstance(s, Tensor) else s for s in saved]
     return function.backward_arguments(held[: ctx.inputs], saved, tangents)
 
 

@@ -93,6 +93,17 @@ def test_gradients_accumulate(llama: Any) -> None:
     assert largest_error({n: g / 2 for n, g in gradients(model).items()}, once) <= 1e-5
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_retained_graph_can_be_walked_again(backend: Backend) -> None:
+    model, batch = build("llama-gqa", length=32)
+    _, once = measure(model, model, batch)
+    model.zero_grad()
+    loss = loss_of(air.parallelize(model, batch, backend=backend)(**batch))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert largest_error({n: g / 2 for n, g in gradients(model).items()}, once) <= 1e-5
+
+
 def test_a_copy_owns_its_parameters(llama: Any) -> None:
     model, step, batch = llama
     before = step(**batch).loss.detach().clone()
