@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind as ExportInput
 from torch.export.graph_signature import OutputKind as ExportOutput
 
+from autosp_ir._torch_compat import OpOverload
 from autosp_ir.capture.regions import where
 from autosp_ir.errors import CaptureError, UnsupportedError
 from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec
@@ -219,14 +220,14 @@ def _live(nodes: list[fx.Node]) -> set[fx.Node]:
 
 
 def _operator_name(node: fx.Node) -> str:
-    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
+    if isinstance(node.target, OpOverload) and node.target.namespace == "aten":
         return node.target._schema.name.partition("::")[2]
     return ""
 
 
 def _argument(node: fx.Node, *names: str) -> Any:
     """An argument of an operator by schema name; None when the operator has none of that name."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return None
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.name not in names:
@@ -272,7 +273,7 @@ def _identity_source(node: fx.Node, operator: str) -> fx.Node | None:
 def _refuse_random(node: fx.Node) -> None:
     """Dropout that is active, or a random number that the parallel program could not reproduce."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return
     if _argument(node, "train", "training") is False or _argument(node, "p", "dropout_p", "dropout") == 0:
         return

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from autosp_ir._torch_compat import HigherOrderOperator, OpOverload
 from autosp_ir.errors import CaptureError, UnsupportedError
 
 aten = torch.ops.aten
@@ -29,7 +30,7 @@ def inline_regions(module: fx.GraphModule) -> None:
         CaptureError: A higher-order operator of another kind.
     """
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
+        if node.op != "call_function" or not isinstance(node.target, HigherOrderOperator):
             continue
         name = node.target.name()
         if name == "wrap_with_set_grad_enabled":
@@ -113,7 +114,7 @@ def _check_no_grad_body(inner: fx.GraphModule, operands: list[Any]) -> None:
     for node in inner.graph.nodes:
         if node.op != "call_function":
             continue
-        if isinstance(node.target, torch._ops.HigherOrderOperator) and node.args[0] is True:
+        if isinstance(node.target, HigherOrderOperator) and node.args[0] is True:
             raise UnsupportedError(
                 f"gradients are enabled again inside a torch.no_grad() region{_where(node)}",
                 hint="compute that part outside the no_grad region",
@@ -129,7 +130,7 @@ def _check_no_grad_body(inner: fx.GraphModule, operands: list[Any]) -> None:
 
 def _written(node: fx.Node) -> fx.Node | None:
     """The tensor that a node changes in place, if it does."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target in _BOOKKEEPING:
+    if not isinstance(node.target, OpOverload) or node.target in _BOOKKEEPING:
         return None
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -140,7 +141,7 @@ def _written(node: fx.Node) -> fx.Node | None:
 
 def _root(node: fx.Node) -> fx.Node:
     """The tensor whose storage `node` shares, through views."""
-    while node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+    while node.op == "call_function" and isinstance(node.target, OpOverload):
         aliases = any(r.alias_info is not None for r in node.target._schema.returns)
         source = node.args[0] if node.args else None
         if not aliases or not isinstance(source, fx.Node):
@@ -181,7 +182,7 @@ def functionalize(program: ExportedProgram) -> ExportedProgram:
 
 
 def _passes_detach(node: fx.Node) -> bool:
-    while isinstance(node.target, torch._ops.OpOverload) and node.args and isinstance(node.args[0], fx.Node):
+    while isinstance(node.target, OpOverload) and node.args and isinstance(node.args[0], fx.Node):
         if node.target is aten.detach.default:
             return _root(node).op != "call_function" or not _is_fresh(_root(node))
         if not any(r.alias_info is not None for r in node.target._schema.returns):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autosp_ir._torch_compat import pytree_map
+from autosp_ir._torch_compat import HigherOrderOperator, pytree_map
 from autosp_ir.errors import UnsupportedError, VerifyError
 from autosp_ir.ir.graph import Graph, Node, Value, map_values
 from autosp_ir.ir.ops import Trait
@@ -111,7 +111,7 @@ def _promote_node(node: Node, program: Program) -> None:
 
 
 def _inferred(node: Node, program: Program) -> Type:
-    opaque = isinstance(node.op.target, torch._ops.HigherOrderOperator) or any(
+    opaque = isinstance(node.op.target, HigherOrderOperator) or any(
         isinstance(v.type, ObjectType) for v in node.operands
     )
     if opaque:
