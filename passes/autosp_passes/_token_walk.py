@@ -226,9 +226,13 @@ class TokenWalk(ABC):
         return self.divides(self.global_type(value).shape[shard.dim], shard.outer)
 
     def divides(self, extent: Dim, outer: Dim) -> bool:
-        """Whether `outer` blocks of tokens of this total extent can be cut (or padded) evenly."""
+        """Whether `outer` blocks of tokens of this total extent can be cut (or padded) evenly.
+
+        A rank is left two tokens at least: a dimension of one is not told apart from the one next to it by a view.
+        """
         if isinstance(extent, int) and isinstance(outer, int):
-            return extent % outer == 0 and (extent // outer) % self.size == 0
+            tokens = extent // outer
+            return extent % outer == 0 and tokens % self.size == 0 and (tokens > self.size or self.size == 1)
         coefficient, _ = sympy.sympify(extent / outer).as_coeff_Mul()
         return bool(coefficient.is_Integer and int(coefficient) % self.size == 0)
 

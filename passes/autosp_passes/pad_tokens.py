@@ -55,18 +55,23 @@ class PadTokens(Pass):
         """Mesh axis whose size the length becomes a multiple of."""
 
     def run(self, program: Program, ctx: PassContext) -> None:
-        """Rewrite `program` in place; a length that is a multiple already is left alone.
+        """Rewrite `program` in place; a length that needs no padding is left alone.
 
         Raises:
             PassError: The mesh has no such axis.
         """
         size = check_mesh_axis(ctx, self.options.axis, self.name)
         length = _length(program)
-        if length is None or (isinstance(length, int) and length % size == 0):
+        if length is None or size == 1 or (isinstance(length, int) and length == _padded(length, size)):
             return
         split_means(program, ctx.rewriter(program))
         PadWalk(program, ctx, self.options.axis, size).run()
         ctx.count("padded", 1)
+
+
+def _padded(length: int, size: int) -> int:
+    """The next multiple of the axis, with two tokens a rank at least: where a rank holds one, views are ambiguous."""
+    return max(2, -(-length // size)) * size
 
 
 def _length(program: Program) -> Dim | None:
@@ -102,7 +107,7 @@ class PadWalk(TokenWalk):
     def _lengths(self) -> tuple[Any, Any]:
         """True and padded token count: ints, or scalar Values when the length is symbolic."""
         if isinstance(self.length, int):
-            return self.length, -(-self.length // self.size) * self.size
+            return self.length, _padded(self.length, self.size)
         name, value = next((n, v) for n, v in user_inputs(self.program).items() if n in self.program.info["seq_dims"])
         count = self._make("aten.sym_size.int", value, self.program.info["seq_dims"][name])
         up = self._make("operator.add", count, self.size - 1)

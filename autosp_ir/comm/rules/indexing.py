@@ -195,6 +195,29 @@ def _index_select(ctx: RuleContext) -> Outcome:
     return Shard(dim, chosen.outer) if isinstance(chosen, Shard) else chosen
 
 
+@rule("aten.index_add")
+def _index_add(ctx: RuleContext) -> Outcome:
+    base, added = ctx.operand("self"), ctx.operand("source")
+    dim = ctx.dim(base)
+    target, source = ctx.placement(base), ctx.placement(added)
+    if not whole(ctx.placement(ctx.operand("index"))):
+        ctx.fail("each rank would add at its own places", NEEDS_GATHER)
+    if isinstance(target, Partial) or isinstance(source, Partial):
+        for value in (base, added):
+            if not isinstance(ctx.placement(value), Partial) and not ctx.is_zero(value):
+                ctx.fail(f"%{value.name} would be contributed once per rank", NEEDS_SUM)
+        return PARTIAL
+    shard = source if isinstance(source, Shard) else target
+    if not isinstance(shard, Shard):
+        return WHOLE
+    if shard.dim == dim:
+        ctx.fail(f"it adds along dimension {dim}, which is cut", NEEDS_GATHER)
+    extent = (added if isinstance(source, Shard) else base).tensor_type.shape[shard.dim]
+    for value in (base, added):
+        _aligned(ctx, value, shard, extent)
+    return shard
+
+
 @rule("aten.index_put", "aten._unsafe_index_put")
 def _index_put(ctx: RuleContext) -> Outcome:
     base, written = ctx.operand("self"), ctx.operand("values")
