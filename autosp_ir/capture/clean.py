@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -263,11 +264,20 @@ def _identity_source(node: fx.Node, operator: str) -> fx.Node | None:
         return None
     if operator in _SAME or operator in _DROPOUTS:
         return source
+    if node.target is getitem and _operator_name(source) == "broadcast_tensors":
+        return _unless_broadcast(node, source)
     if operator in _CASTS and not _argument(node, "copy") and _argument(node, "memory_format") is None:
         before, after = source.meta.get("val"), node.meta.get("val")
         if isinstance(before, Tensor) and isinstance(after, Tensor):
             return source if (before.dtype, before.device) == (after.dtype, after.device) else None
     return None
+
+
+def _unless_broadcast(node: fx.Node, broadcast: fx.Node) -> fx.Node | None:
+    """The tensor that one result of `broadcast_tensors` is, if it had the common shape before."""
+    tensors: Any = broadcast.args[0]
+    tensor: fx.Node = tensors[node.args[1]]
+    return tensor if tensor.meta["val"].shape == node.meta["val"].shape else None
 
 
 def _refuse_random(node: fx.Node) -> None:
