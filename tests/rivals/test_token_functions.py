@@ -1,0 +1,38 @@
+"""However a loss reads its tokens, it and every gradient are the dense model's, at a length that needs padding."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.rivals.line import run_line
+from tests.rivals.token_functions import FUNCTIONS, build
+
+SHARDED = frozenset(
+    {
+        "label_smoothing",
+        "class_weights",
+        "summed_loss",
+        "classes_second",
+        "log_probabilities",
+        "mean_squares",
+        "divergence",
+        "binary_targets",
+        "large_logits_penalty",
+        "expert_balance",
+        "contrast_between_rows",
+        "rolled_labels",
+        "shifted_across_rows",
+        "masked_mean",
+        "gram_matrix",
+        "sequence_first",
+        "by_position",
+    }
+)
+"""What gathers nothing; the others gather some tokens, with a remark, and are exact too."""
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_exact_and_gathered_only_where_known(name: str) -> None:
+    model, batch = build(name, batch_size=3, length=15)
+    line = run_line(model, batch, 2)
+    assert (line.gathered == []) == (name in SHARDED), line.gathered
