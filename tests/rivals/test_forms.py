@@ -7,6 +7,8 @@ import torch
 
 import autosp_ir as air
 from autosp_ir.testing import DenseReference
+from tests.gloo import run_ranks
+from tests.rivals.bodies import form_errors
 from tests.rivals.forms import FORMS, language_model
 from tests.rivals.line import run_line
 
@@ -78,3 +80,11 @@ def test_flex_attention_of_transformers_is_captured_as_attention() -> None:
     model.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
     reference = DenseReference.of(model, batch)
     reference.check(air.PassManager(air.DEFAULT_PIPELINE).run(program, mesh={"sp": 2}).program)
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_forms_with_masks_and_gathers_over_gloo(backend: str) -> None:
+    names = ["padded_left", "padded_odd_length", "alibi_falcon", "bert_padded", "moe_mixtral"]
+    for errors in run_ranks(form_errors, 2, names, backend, timeout=300.0):
+        assert max(errors) <= 1e-4, dict(zip(names, errors, strict=True))

@@ -75,6 +75,12 @@ def test_strict_refuses_to_gather() -> None:
     assert "strict=True" in str(raised.value) and "models.py" in str(raised.value)
 
 
+def test_strict_admits_sums_over_tokens() -> None:
+    program = air.capture(decoder(Pooled(mean)), batch())
+    result = air.PassManager(air.DEFAULT_PIPELINE).run(program, mesh={"sp": 2}, strict=True)
+    assert not [r for r in result.remarks if r.kind == "missed"]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_flat_rows_keep_every_sequence_apart(batch_size: int) -> None:
     run_sharded(decoder(Flattened()), batch(batch_size=batch_size), 4)
