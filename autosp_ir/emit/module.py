@@ -46,7 +46,7 @@ def make_module(model: nn.Module, runtime: StepRuntime) -> nn.Module:
         "__doc__": base.__doc__,
         "__repr__": lambda self: f"SequenceParallel({base.__repr__(self)})",
     }
-    forward.__signature__ = _with_self(model)  # type: ignore[attr-defined]
+    vars(forward)["__signature__"] = _with_self(model)
     # The class keeps the model's own name: transformers writes it into config.json.
     emitted_class = type(base.__name__, (base,), namespace)
     emitted: nn.Module = object.__new__(emitted_class)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -29,8 +31,8 @@ def main() -> None:
         batch = {"input_ids": ids, "labels": ids.clone()}
         step = air.parallelize(model, batch, backend=given["backend"], pipeline=given["pipeline"])
 
-        def run(forward: object = step, batch: dict[str, Tensor] = batch) -> Tensor:
-            loss: Tensor = forward(**batch).loss  # type: ignore[operator]
+        def run(forward: Callable[..., Any] = step, batch: dict[str, Tensor] = batch) -> Tensor:
+            loss: Tensor = forward(**batch).loss
             loss.backward()
             return loss
 
