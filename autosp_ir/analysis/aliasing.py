@@ -25,6 +25,8 @@ from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.types import Dim, ScalarType, TensorType, TupleType, Type
 
 WAIT = "_c10d_functional.wait_tensor"
+_STARTS = "_c10d_functional."
+_ALL_REDUCE = "_c10d_functional.all_reduce"
 _RANKED = frozenset({Trait.COLLECTIVE, Trait.READS_RANK})
 
 
@@ -80,6 +82,11 @@ def passes_through(node: Node) -> bool:
     return node.op.has(Trait.IDENTITY) or (node.arg("size") == 1 and bool(node.op.traits & _RANKED))
 
 
+def holds_operand(node: Node) -> bool:
+    """Whether a started collective reads its operand until its wait; an all-reduce copies it first."""
+    return node.op.has(Trait.COLLECTIVE) and node.op.name.startswith(_STARTS) and node.op.name != _ALL_REDUCE
+
+
 class Aliasing:
     """Follows storages through a graph, one node at a time, in program order.
 
@@ -122,7 +129,7 @@ class Aliasing:
         if not operands:
             return self._fresh(node, node.result.type, owned=True)
         described = self._place(node, self._run(node, operands), operands, {})
-        if node.op.has(Trait.COLLECTIVE) and node.op.name.startswith("_c10d_functional."):
+        if holds_operand(node):
             return replace(described, held=tuple(s for o in operands for s in o.storages))
         return described
 

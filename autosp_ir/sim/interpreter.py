@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autosp_ir.analysis.aliasing import WAIT, passes_through
+from autosp_ir.analysis.aliasing import WAIT, holds_operand, passes_through
 from autosp_ir.errors import AutoSPError, SimulationError
 from autosp_ir.ir.graph import Graph, Node, Value, map_values
 from autosp_ir.ir.infer import call_target
@@ -175,7 +175,9 @@ def _awaited(node: Node, values: Mapping[Value, Any]) -> Any:
 
 def in_flight(request: Request, result: Tensor) -> Any:
     """What a rank is sent for a request: the result, to be awaited first if the collective is asynchronous."""
-    return InFlight(result, request.operand) if request.starts else result
+    if not request.starts:
+        return result
+    return InFlight(result, request.operand if holds_operand(request.node) else None)
 
 
 def _flat(outputs: Any) -> list[Any]:

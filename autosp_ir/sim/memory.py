@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InFlight:
-    """The result of a started collective: it may be read by its wait alone, and the operand must live until then."""
+    """The result of a started collective: it may be read by its wait alone; `operand` must live until then."""
 
     tensor: Tensor
-    operand: Tensor
+    operand: Tensor | None
 
 
 class MemoryMeter:

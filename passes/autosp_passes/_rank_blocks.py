@@ -19,7 +19,7 @@ class RankBlocks:
     Layouts of all mesh axes are carried along: a leading dimension of blocks moves every shard one dimension on.
 
     Args:
-        node: The operator being lowered, for messages.
+        node: The operator being lowered: what is made inherits its phase and source line.
         rewriter: Where to create.
         value: The operand.
     """
@@ -49,11 +49,17 @@ class RankBlocks:
         self._create("aten.clone", (self._value,), self._layout, memory_format=torch.contiguous_format)
         return self
 
-    def exchange(self, op: str, arguments: tuple[Any, ...], axis: str, after: Placement) -> None:
-        """Start the collective and wait for it; `after` is the placement along `axis` of what arrives."""
-        layout = self._layout.with_axis(axis, after)
-        self._create(op, (self._value, *arguments), layout)
-        self._create("_c10d_functional.wait_tensor", (self._value,), layout)
+    def start(self, op: str, arguments: tuple[Any, ...], axis: str, after: Placement) -> None:
+        """Start the collective; `after` is the placement along `axis` of what will arrive."""
+        self._create(op, (self._value, *arguments), self._layout.with_axis(axis, after))
+
+    def wait(self) -> None:
+        """Wait for what was started; the insertion point may have moved on since."""
+        self._create("_c10d_functional.wait_tensor", (self._value,), self._layout)
+
+    def value(self) -> Value:
+        """The tensor as it is."""
+        return self._value
 
     def merge(self, dim: int) -> Value:
         """[ranks, …, n, …] as […, ranks * n, …]: blocks one behind the other along `dim`."""
@@ -75,7 +81,7 @@ class RankBlocks:
         return self._value.tensor_type.layout
 
     def _create(self, op: str, args: tuple[Any, ...], layout: Layout, **kwargs: Any) -> None:
-        self._value = self._rewriter.create(op, args, kwargs, layout=layout)
+        self._value = self._rewriter.create(op, args, kwargs, layout=layout, origin_from=self._node)
 
     def _permute(self, order: list[int]) -> None:
         self._create("aten.permute", (self._value, order), self._moved(order.index))
@@ -102,6 +108,8 @@ class RankBlocks:
     def _sizes(self) -> list[Any]:
         """The extents as view arguments: numbers, or sizes read at run time."""
         return [
-            extent if isinstance(extent, int) else self._rewriter.create("aten.sym_size.int", (self._value, dim))
+            extent
+            if isinstance(extent, int)
+            else self._rewriter.create("aten.sym_size.int", (self._value, dim), origin_from=self._node)
             for dim, extent in enumerate(self._value.tensor_type.shape)
         ]

@@ -1,7 +1,8 @@
 """`grad-sync`: who completes the parameter gradients, the program or DDP.
 
 A parameter that meets sharded work passes `invariant_to_replicate`, so its gradient ends in an all-reduce. Mode
-`in_graph` keeps one all-reduce per parameter. Mode `external` leaves it out and multiplies by the number of ranks, so
+`in_graph` keeps one all-reduce per parameter, as soon as the gradient is there: autograd leaves them all to the end,
+where nothing is left to run beside them. Mode `external` leaves it out and multiplies by the number of ranks, so
 that averaging over the ranks, which DDP does, gives the complete gradient.
 """
 
@@ -58,6 +59,8 @@ class GradSync(Pass):
             _sink_reductions(program.graph.output_node.args[0][position].producer, rewriter, ctx)
         if self.options.mode == "external":
             _leave_to_caller(program, rewriter, ctx)
+        else:
+            _reduce_when_ready(program, rewriter, ctx)
         rewriter.dead_code()
         program.info["grad_sync"] = self.options.mode
 
@@ -107,6 +110,19 @@ def _sink_one(node: Node, rewriter: Rewriter) -> bool:
     for reduction in dict.fromkeys(reductions):
         rewriter.erase(reduction)
     return True
+
+
+def _reduce_when_ready(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
+    """Put each gradient's reduction right behind what it reduces."""
+    outputs = program.graph.output_node.args[0]
+    for gradient in dict.fromkeys(outputs[i] for i in _positions(program)):
+        reduction = gradient.producer
+        if not reduction.is_op(_REDUCE):
+            continue
+        ready = reduction.operands[0].producer
+        if ready.phase is reduction.phase and ready.op.kind != "placeholder" and ready is not reduction.prev:
+            rewriter.move(reduction, after=ready)
+            ctx.count("reduced earlier")
 
 
 def _leave_to_caller(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:

@@ -3,19 +3,21 @@
 The collectives of `_c10d_functional` work on dimension 0. Around each one the blocks of the ranks are therefore moved
 outermost, to `[ranks, …]`, so that the permutes fuse into their neighbours:
 
-    all_to_all(x, split, concat):  view […, P, n, …]  permute [P, …]  start  wait  permute […, P, m, …]  view
+    all_to_all(x, split, concat):  view […, P, n, …]  permute [P, …]  start  …  wait  permute […, P, m, …]  view
 
-Each wait directly follows its start: the program order stays, and moving the two apart is a scheduling decision.
+A start stands where its operator stood and its wait in front of the first reader, so that whatever the program has in
+between runs while the collective does. Which operations those are is a scheduling decision of other passes.
 Group names stay logical, and what reads the rank (`shard`, `axis_index`) or names its peers (`permute`) stays an
 `autosp::` operator: real process groups are bound at emission.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from autosp_ir.errors import UnsupportedError
-from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.graph import Node, Phase, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program, Stage
 from autosp_ir.ir.types import INVARIANT, Layout, Shard, TensorType, map_tensors
@@ -44,6 +46,7 @@ class LowerComm(Pass):
         _refuse_nested(program)
         rewriter = ctx.rewriter(program)
         _forget_single_ranks(program, rewriter)
+        order = program.graph.index()
         for node in program.graph.nodes:
             if not _communicates(node) or node.is_op(*_ERASED_ALONE):
                 continue
@@ -51,21 +54,13 @@ class LowerComm(Pass):
                 rewriter.replace(node, node.operands[0])
                 ctx.count("erased")
             elif node.op.name in _LOWERINGS:
-                with rewriter.before(node):
-                    lowered = _LOWERINGS[node.op.name](node, rewriter)
-                rewriter.replace(node, lowered)
+                with rewriter.rewrite("lower"):
+                    _lower(node, rewriter, _first_reader(node, order))
                 ctx.count("lowered")
             else:
                 ctx.count("kept")
         rewriter.dead_code()
         program.stage = Stage.LOWERED
-
-
-def _forget_axes_of_one_rank(program: Program, rewriter: Rewriter) -> None:
-    """One rank holds everything: its shards and partial sums are whole, and no operator is left to convert them."""
-    for axis in [axis for axis, size in program.mesh.items() if size == 1]:
-        for value in [v for node in program.graph.nodes for v in node.results]:
-            rewriter.set_type(value, map_tensors(value.type, lambda t, axis=axis: t.on_axis(axis, INVARIANT)))
 
 
 def _communicates(node: Node) -> bool:
@@ -97,33 +92,51 @@ def _refuse_nested(program: Program) -> None:
             )
 
 
-def _all_reduce(node: Node, rewriter: Rewriter) -> Value:
-    axis = str(node.arg("axis"))
-    layout = node.operands[0].tensor_type.layout.with_axis(axis, INVARIANT)
-    started = rewriter.create("_c10d_functional.all_reduce", (node.arg("x"), "sum", axis), layout=layout)
-    return rewriter.create("_c10d_functional.wait_tensor", (started,), layout=layout)
+def _lower(node: Node, rewriter: Rewriter, reader: Node | None) -> None:
+    """Start at the node's place, wait in front of `reader`; right behind the start when there is none."""
+    with rewriter.before(node):
+        blocks, finish = _LOWERINGS[node.op.name](node, rewriter)
+    with rewriter.before(reader or node):
+        blocks.wait()
+        lowered = finish(blocks)
+    rewriter.replace(node, lowered)
 
 
-def _all_gather(node: Node, rewriter: Rewriter) -> Value:
+def _first_reader(node: Node, order: Mapping[Node, int]) -> Node | None:
+    """The first node that reads the result, unless the start would then be awaited in another phase."""
+    first = min(node.users, key=order.__getitem__, default=None)
+    if first is None or first.phase is node.phase:
+        return first
+    # The gradients that backward returns are read by the output alone.
+    return first if first.op.kind == "output" and node.phase is not Phase.FORWARD else None
+
+
+def _all_reduce(node: Node, rewriter: Rewriter) -> _Started:
+    blocks = RankBlocks(node, rewriter, node.arg("x"))
+    blocks.start("_c10d_functional.all_reduce", ("sum", str(node.arg("axis"))), str(node.arg("axis")), INVARIANT)
+    return blocks, RankBlocks.value
+
+
+def _all_gather(node: Node, rewriter: Rewriter) -> _Started:
     dim, axis, size = _dim(node, "dim"), str(node.arg("axis")), node.arg("size")
     blocks = RankBlocks(node, rewriter, node.arg("x")).unsqueeze().contiguous()
-    blocks.exchange("_c10d_functional.all_gather_into_tensor", (size, axis), axis, INVARIANT)
-    return blocks.merge(dim)
+    blocks.start("_c10d_functional.all_gather_into_tensor", (size, axis), axis, INVARIANT)
+    return blocks, partial(RankBlocks.merge, dim=dim)
 
 
-def _reduce_scatter(node: Node, rewriter: Rewriter) -> Value:
+def _reduce_scatter(node: Node, rewriter: Rewriter) -> _Started:
     dim, axis, size = _dim(node, "dim"), str(node.arg("axis")), node.arg("size")
     blocks = RankBlocks(node, rewriter, node.arg("x")).split(dim, size).contiguous()
-    blocks.exchange("_c10d_functional.reduce_scatter_tensor", ("sum", size, axis), axis, Shard(0))
-    return blocks.merge(dim)
+    blocks.start("_c10d_functional.reduce_scatter_tensor", ("sum", size, axis), axis, Shard(0))
+    return blocks, partial(RankBlocks.merge, dim=dim)
 
 
-def _all_to_all(node: Node, rewriter: Rewriter) -> Value:
+def _all_to_all(node: Node, rewriter: Rewriter) -> _Started:
     split, concat = _dim(node, "split_dim"), _dim(node, "concat_dim")
     axis, even = str(node.arg("axis")), [1] * node.arg("size")
     blocks = RankBlocks(node, rewriter, node.arg("x")).split(split, len(even)).contiguous()
-    blocks.exchange("_c10d_functional.all_to_all_single", (even, even, axis), axis, Shard(split + 1))
-    return blocks.merge(concat)
+    blocks.start("_c10d_functional.all_to_all_single", (even, even, axis), axis, Shard(split + 1))
+    return blocks, partial(RankBlocks.merge, dim=concat)
 
 
 def _dim(node: Node, argument: str) -> int:
@@ -131,7 +144,10 @@ def _dim(node: Node, argument: str) -> int:
     return dim % node.operands[0].tensor_type.ndim
 
 
-_LOWERINGS: dict[str, Callable[[Node, Rewriter], Value]] = {
+_Started = tuple[RankBlocks, Callable[[RankBlocks], Value]]
+"""A collective in flight, and what makes the operator's result of what arrives."""
+
+_LOWERINGS: dict[str, Callable[[Node, Rewriter], _Started]] = {
     "autosp.all_reduce": _all_reduce,
     "autosp.all_gather": _all_gather,
     "autosp.reduce_scatter": _reduce_scatter,

@@ -123,16 +123,23 @@ def test_saved_values_phases_and_inputs() -> None:
     assert counted.peak_bytes == report.peak_bytes + sum(v.nbytes for v in inputs.values())
 
 
-def test_a_started_collective_holds_its_operand_until_the_wait() -> None:
+@pytest.mark.parametrize(
+    ("holds", "op", "arguments"), [(True, "all_to_all_single", ([8, 8], [8, 8])), (False, "all_reduce", ("sum",))]
+)
+def test_a_started_collective_holds_its_operand_until_the_wait(
+    holds: bool, op: str, arguments: tuple[Any, ...]
+) -> None:
+    """An all-reduce works on a copy of its operand, which is free as soon as the copy is made."""
+
     def run(x: Tensor) -> Tensor:
-        started = torch.ops._c10d_functional.all_reduce(x * 2, "sum", "sp")
+        started = getattr(torch.ops._c10d_functional, op)(x * 2, *arguments, "sp")
         unrelated = (x * 3).sum()
         awaited: Tensor = torch.ops._c10d_functional.wait_tensor(started)
         return awaited.sum() + unrelated
 
     program = traced(run, {"x": torch.ones(16)}, {"sp": 2})
     report = liveness(program)
-    assert report.peak_bytes == 64 + 64 + 64 + 4
+    assert report.peak_bytes == 64 + 64 + (64 if holds else 0) + 4
     assert report.peak_bytes == simulate(program, {"x": torch.ones(16)}).peak_bytes[0]
 
 
