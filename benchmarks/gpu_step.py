@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,10 +32,12 @@ class Session:
 
     Args:
         given: The command line.
+        caches: Folder for what compilers keep.
     """
 
-    def __init__(self, given: argparse.Namespace) -> None:
+    def __init__(self, given: argparse.Namespace, caches: Path) -> None:
         self.given = given
+        self.caches = caches
         self.sizes: Sizes = sizes_of(given)
         self.began = time.monotonic()
         self.path = Path(given.out) / "gpu_step.json"
@@ -71,7 +75,12 @@ class Session:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
         command += arguments
         log.write(f"\n$ {' '.join(command)}\n")
-        outcome = run_child(command, limit, log, lambda row: print("   ", _short(row), flush=True))
+        # A compiler's cache of its own for each mode: a child that is ended may leave half a file behind.
+        cache = self.caches / note["mode"]
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+        outcome = run_child(command, limit, log, lambda row: print("   ", _short(row), flush=True), environment)
+        if outcome.timed_out or outcome.code:
+            shutil.rmtree(cache, ignore_errors=True)
         child = {"command": ["python", *command[1:]], "seconds": round(outcome.seconds, 1), "code": outcome.code}
         self.document["children"].append(note | child | {"timed_out": outcome.timed_out})
         return outcome, limit
@@ -101,7 +110,7 @@ class Session:
         """Compare gradients with a dense float32 run, for one dtype."""
         arguments = ["benchmarks.gpu.accuracy", "--seq", str(self.given.accuracy_seq)]
         sizes = Sizes(**(asdict(self.sizes) | {"dtype": dtype})).arguments()
-        outcome, limit = self.run([*arguments, *sizes], self.given.gpus, log, {"accuracy": dtype})
+        outcome, limit = self.run([*arguments, *sizes], self.given.gpus, log, {"mode": f"accuracy-{dtype}", "round": 0})
         rows = list(outcome.rows)
         if outcome.timed_out or outcome.code:
             reason = f"ended at its limit of {limit:.0f} s" if outcome.timed_out else outcome.error
@@ -163,7 +172,12 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run every mode, then print the tables."""
     given = arguments()
-    session = Session(given)
+    with tempfile.TemporaryDirectory(prefix="gpu_step-") as caches:
+        run(given, Session(given, Path(caches)))
+
+
+def run(given: argparse.Namespace, session: Session) -> None:
+    """Every mode in turn, as often as asked for, then the gradient comparison."""
     machine = session.document["machine"]
     print(f"{', '.join(machine.get('devices', []))}; torch {machine.get('torch')}; results in {session.path}")
     work = [(turn, mode) for turn in range(given.repeat) for mode in given.modes]

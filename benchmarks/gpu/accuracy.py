@@ -69,7 +69,7 @@ def compare(row: Error, found: Mapping[str, Tensor | None], wanted: Mapping[str,
     """
     size = {name: float(torch.linalg.vector_norm(g, dtype=torch.float64)) for name, g in wanted.items()}
     floor = 1e-6 * max(size.values())
-    square = 0.0
+    square, row.worst = 0.0, -1.0
     for name, reference in wanted.items():
         gradient = found[name]
         error = size[name]
@@ -78,7 +78,7 @@ def compare(row: Error, found: Mapping[str, Tensor | None], wanted: Mapping[str,
             error = float(torch.linalg.vector_norm(difference, dtype=torch.float64))
         square += error**2
         relative = error / max(size[name], floor)
-        if not relative <= row.worst:  # NaN is the worst
+        if relative > row.worst or relative != relative:  # nothing is worse than NaN
             row.worst, row.worst_name = relative, name
     row.overall = square**0.5 / sum(s**2 for s in size.values()) ** 0.5
 

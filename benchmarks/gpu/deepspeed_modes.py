@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu.peers import backward, cut, reduce_gradients, register_causal, register_ulysses
+from benchmarks.gpu.peers import cut, reduce_gradients, register_causal, register_ulysses
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.workload import Case, Choice, Mode, build, tokens
 
@@ -82,22 +82,24 @@ def alst(sizes: Sizes, device: torch.device, choice: Choice) -> Mode:
     model: Any = build(sizes, device, "bench_ulysses")
     model.gradient_checkpointing_enable()
 
-    def loss_of(head: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(head(x).float(), y, ignore_index=-100, reduction="sum")
-
     def prepare(seq: int) -> Case:
         inputs, _ = cut(sizes, seq, device)
 
         def step(factor: float | None) -> Tensor:
             hidden = model.model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"]).last_hidden_state
             shards = max(1, hidden.shape[1] // 4096)
-            total = TiledFusedLogitsLoss.apply(
+            scale = (1.0 if factor is None else factor) / hidden.shape[1]
+
+            # Scaled in here: TiledFusedLogitsLoss ignores the gradient that comes into its backward.
+            def loss_of(head: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+                return F.cross_entropy(head(x).float(), y, ignore_index=-100, reduction="sum") * scale
+
+            loss: Tensor = TiledFusedLogitsLoss.apply(
                 loss_of, model.lm_head, hidden, inputs["labels"], None, shards, [model.lm_head.weight], "sum"
             )
-            loss: Tensor = total / hidden.shape[1]
-            backward(loss, factor)
+            loss.backward()
             reduce_gradients(model, device)
-            return loss
+            return loss if factor is None else loss.div(factor)
 
         # Its loss is the sum over its tokens / their number, the one without a label included.
         return Case(step, (seq // dist.get_world_size()) / (seq - 1))

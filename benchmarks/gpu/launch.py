@@ -8,9 +8,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 MARK = "RESULT "
@@ -62,7 +63,13 @@ def parse_row(line: str) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def run_child(command: Sequence[str], limit: float, log: TextIO, on_row: Callable[[Row], None]) -> Outcome:
+def run_child(
+    command: Sequence[str],
+    limit: float,
+    log: TextIO,
+    on_row: Callable[[Row], None],
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Outcome:
     """Run a command and collect its rows.
 
     Args:
@@ -70,6 +77,7 @@ def run_child(command: Sequence[str], limit: float, log: TextIO, on_row: Callabl
         limit: Seconds after which it and its children are ended.
         log: Gets its output.
         on_row: Called with each row as soon as it is printed.
+        environment: Set for it beyond `ENVIRONMENT`.
 
     Returns:
         What became of it; a crash or a limit is no exception.
@@ -82,7 +90,7 @@ def run_child(command: Sequence[str], limit: float, log: TextIO, on_row: Callabl
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, **environment},
     )
     reader = threading.Thread(target=_read, args=(child, outcome, log, on_row), daemon=True)
     reader.start()
