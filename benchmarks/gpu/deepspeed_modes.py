@@ -92,14 +92,15 @@ def alst(sizes: Sizes, device: torch.device, choice: Choice) -> Mode:
 
             # Scaled in here: TiledFusedLogitsLoss ignores the gradient that comes into its backward.
             def loss_of(head: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-                return F.cross_entropy(head(x).float(), y, ignore_index=-100, reduction="sum") * scale
+                total: Tensor = F.cross_entropy(head(x).float(), y, ignore_index=-100, reduction="sum") * scale
+                return total
 
             loss: Tensor = TiledFusedLogitsLoss.apply(
                 loss_of, model.lm_head, hidden, inputs["labels"], None, shards, [model.lm_head.weight], "sum"
             )
             loss.backward()
             reduce_gradients(model, device)
-            return loss if factor is None else loss.div(factor)
+            return loss if factor is None else loss / factor
 
         # Its loss is the sum over its tokens / their number, the one without a label included.
         return Case(step, (seq // dist.get_world_size()) / (seq - 1))
