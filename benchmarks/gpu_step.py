@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -72,8 +73,8 @@ class Session:
     def run(self, arguments: Sequence[str], ranks: int, log: TextIO, note: Row) -> tuple[Any, float]:
         """Run one torchrun to its end, showing its rows as they come."""
         limit = self.limit()
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-        command += arguments
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
+        command += [f"--master-port={_free_port()}", "-m", *arguments]
         log.write(f"\n$ {' '.join(command)}\n")
         # A compiler's cache of its own for each mode: a child that is ended may leave half a file behind.
         cache = self.caches / note["mode"]
@@ -118,6 +119,13 @@ class Session:
                 rows.append({"dtype": dtype, "seq": self.given.accuracy_seq, "candidate": "", "error": reason})
         self.document["accuracy"] += rows
         self.save()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _machine() -> dict[str, Any]:

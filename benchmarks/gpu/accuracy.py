@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import traceback
 from collections.abc import Mapping
@@ -18,14 +19,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.measure import clear, describe, global_loss, leave, report
 from benchmarks.gpu.modes import maker_of
+from benchmarks.gpu.peers import register_causal
 from benchmarks.gpu.sizes import Sizes, add_size_arguments, sizes_of
 from benchmarks.gpu.workload import Choice, build, start, tokens
 
 CANDIDATES = ("ours", "ulysses-compile-loss")
-REFERENCE = "dense-eager"
+DENSE = "dense-eager"
 
 Gradients = dict[str, Tensor]
 
@@ -35,7 +38,8 @@ class Error:
     """How far the gradients of one candidate are from the reference.
 
     Args:
-        candidate: A mode, or `dense-eager`: the dense model on one GPU in the measured dtype.
+        candidate: A mode, or `dense-eager`: the dense model on one GPU in the measured dtype, with the attention kernel
+            that torch picks.
         dtype: Parameter dtype.
         seq: Tokens.
         overall: Norm of the difference over all parameters / norm of the reference.
@@ -67,29 +71,30 @@ def compare(row: Error, found: Mapping[str, Tensor | None], wanted: Mapping[str,
         found: Gradients by parameter; None counts as zero.
         wanted: The reference's, in any memory.
     """
-    size = {name: float(torch.linalg.vector_norm(g, dtype=torch.float64)) for name, g in wanted.items()}
-    floor = 1e-6 * max(size.values())
-    square, row.worst = 0.0, -1.0
+    size: dict[str, float] = {}
+    error: dict[str, float] = {}
     for name, reference in wanted.items():
         gradient = found[name]
-        error = size[name]
-        if gradient is not None:
-            difference = gradient.float() - reference.to(gradient.device)
-            error = float(torch.linalg.vector_norm(difference, dtype=torch.float64))
-        square += error**2
-        relative = error / max(size[name], floor)
-        if relative > row.worst or relative != relative:  # nothing is worse than NaN
-            row.worst, row.worst_name = relative, name
-    row.overall = square**0.5 / sum(s**2 for s in size.values()) ** 0.5
+        true = reference if gradient is None else reference.to(gradient.device)
+        size[name] = _norm(true)
+        error[name] = size[name] if gradient is None else _norm(gradient.float() - true)
+    floor = 1e-6 * max(size.values())
+    relative = {name: error[name] / max(size[name], floor) for name in wanted}
+    row.worst_name = max(relative, key=lambda name: math.inf if math.isnan(relative[name]) else relative[name])
+    row.worst = relative[row.worst_name]
+    row.overall = math.hypot(*error.values()) / math.hypot(*size.values())
 
 
-def dense(sizes: Sizes, seq: int, device: torch.device, dtype: torch.dtype) -> tuple[float, nn.Module]:
-    """The model of `sizes` converted to `dtype`, after one eager step on one GPU; and its loss."""
-    model: Any = build(sizes, device, "sdpa").to(dtype)
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def dense(model: Any, sizes: Sizes, seq: int, device: torch.device) -> float:
+    """One step of a dense model on one GPU; returns its loss."""
     ids = tokens(sizes, seq, device)
     loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
-    return float(loss.detach()), model
+    return float(loss.detach())
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
@@ -104,8 +109,14 @@ def forbid_tf32() -> None:
 
 
 def reference(sizes: Sizes, seq: int, device: torch.device) -> tuple[float, Gradients]:
-    """Loss and gradients of the dense float32 step, in host memory."""
-    loss, model = dense(sizes, seq, device, torch.float32)
+    """Loss and gradients of the dense float32 step, in host memory.
+
+    Attention is the plain product of matrices, whose scores only fit when each layer's are computed again.
+    """
+    model: Any = build(sizes, device, "sdpa").float()
+    model.gradient_checkpointing_enable()
+    with sdpa_kernel([SDPBackend.MATH]):
+        loss = dense(model, sizes, seq, device)
     return loss, {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -115,20 +126,29 @@ def run(sizes: Sizes, seq: int, device: torch.device) -> None:
     true_loss, wanted = reference(sizes, seq, device) if first else (0.0, {})
     _free()
     if first:
-        row = Error(REFERENCE, sizes.dtype, seq, reference_loss=true_loss)
-        row.loss, model = dense(sizes, seq, device, getattr(torch, sizes.dtype))
-        compare(row, gradients(model), wanted)
-        report(row)
-        del model
-    _free()
+        _report(Error(DENSE, sizes.dtype, seq, reference_loss=true_loss), _dense, sizes, device, wanted)
     dist.barrier()
     for mode in CANDIDATES:
-        row = Error(mode, sizes.dtype, seq, reference_loss=true_loss)
-        _candidate(row, sizes, device, wanted)
-        if first:
-            report(row)
-        _free()
+        _report(Error(mode, sizes.dtype, seq, reference_loss=true_loss), _candidate, sizes, device, wanted)
         dist.barrier()
+
+
+def _report(row: Error, fill: Any, sizes: Sizes, device: torch.device, wanted: Gradients) -> None:
+    """Fill one row and print it; what does not fit leaves the others their turn."""
+    try:
+        fill(row, sizes, device, wanted)
+    except torch.OutOfMemoryError as error:
+        row.error = describe(error)
+    if dist.get_rank() == 0:
+        report(row)
+    _free()
+
+
+def _dense(row: Error, sizes: Sizes, device: torch.device, wanted: Gradients) -> None:
+    register_causal()
+    model = build(sizes, device, "bench_causal")
+    row.loss = dense(model, sizes, row.seq, device)
+    compare(row, gradients(model), wanted)
 
 
 def _candidate(row: Error, sizes: Sizes, device: torch.device, wanted: Gradients) -> None:

@@ -32,6 +32,19 @@ def python(code: str, limit: float = 30.0) -> tuple[Outcome, list[Row], str]:
     return outcome, seen, log.getvalue()
 
 
+def gone(pid: int) -> bool:
+    """Whether a process ends within some seconds; nobody may have collected its status."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state in "ZX":
+            return True
+        time.sleep(0.1)
+    return False
+
+
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
@@ -65,12 +78,11 @@ def test_a_child_is_ended_at_its_limit_with_all_it_started() -> None:
         "time.sleep(60)"
     )
     began = time.monotonic()
-    outcome, seen, _ = python(code, limit=2.0)
+    outcome, seen, _ = python(code, limit=4.0)
     assert outcome.timed_out and time.monotonic() - began < 20
     grandchild = seen[0]["seq"]
-    stat = Path(f"/proc/{grandchild}/stat")
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
-    assert complete(outcome, "ring", [1], 2.0)[0]["error"] == "ended at its limit of 2 s"
+    assert gone(grandchild)
+    assert complete(outcome, "ring", [1], 4.0)[0]["error"] == "ended at its limit of 4 s"
 
 
 def test_no_descendants_of_a_process_that_is_gone() -> None:
