@@ -40,10 +40,8 @@ check: setup  ## lint, format, types, import layers
 bench: setup  ## time capture, passes and steps on this machine
 	$(BIN)/python -m benchmarks
 
-bench-gpu:  ## time one training step on two GPUs, ours and compiled Ulysses by hand (needs CUDA torch on python3's path)
-	torchrun --nproc-per-node=2 -m benchmarks.gpu.ours --seq 16384 65536 131072
-	torchrun --nproc-per-node=2 -m benchmarks.gpu.peers --mode ulysses-compile-loss --seq 16384 65536 131072
-	torchrun --nproc-per-node=2 -m benchmarks.gpu.peers --mode ulysses-compile --seq 16384 65536
+bench-gpu:  ## time one training step on two GPUs beside Ulysses by hand (ARGS='--modes ours,ring'; CUDA torch in python3)
+	PYTHONPATH=.:passes python3 -m benchmarks.gpu_step $(ARGS)
 
 notebooks: setup  ## execute every notebook; the results go to build/notebooks/
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'

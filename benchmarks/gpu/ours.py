@@ -1,44 +1,42 @@
-"""Our side of the table: `torchrun --nproc-per-node=2 -m benchmarks.gpu.ours --seq 16384 65536`."""
+"""Our modes: `parallelize` with a backend and a pipeline."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import time
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 import autosp_ir as air
-from benchmarks.gpu.workload import Sizes, build, measure, report, start, tokens
+import autosp_passes
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.workload import Case, Choice, Mode, build, tokens
+
+# Where the package is on the path but not installed, no entry point names its passes.
+for _name in autosp_passes.__all__:
+    air.register_pass(getattr(autosp_passes, _name))
 
 
-def main() -> None:
-    """Measure one backend and pipeline at each length."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seq", type=int, nargs="+", default=[16384])
-    parser.add_argument("--backend", default="inductor")
-    parser.add_argument("--pipeline", default=None)
-    parser.add_argument("--mode", default="ours")
-    for name, kind in Sizes.__annotations__.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type={"int": int, "float": float, "str": str}[kind])
-    given = vars(parser.parse_args())
-    sizes = Sizes(**{k: given[k] for k in Sizes.__annotations__ if given[k] is not None})
-    device = start(sizes)
+def ours(sizes: Sizes, device: torch.device, choice: Choice) -> Mode:
+    """The model as a user has it, parallelized for each length."""
     model = build(sizes, device, None)
-    for seq in given["seq"]:
+
+    def prepare(seq: int) -> Case:
         ids = tokens(sizes, seq, device)
         batch = {"input_ids": ids, "labels": ids.clone()}
-        step = air.parallelize(model, batch, backend=given["backend"], pipeline=given["pipeline"])
+        backend: Any = choice.backend
+        began = time.perf_counter()
+        forward = air.parallelize(model, batch, backend=backend, pipeline=choice.pipeline)
+        spent = time.perf_counter() - began
 
-        def run(forward: Callable[..., Any] = step, batch: dict[str, Tensor] = batch) -> Tensor:
+        def step(factor: float | None) -> Tensor:
+            del factor  # the gradient already is the global mean's
             loss: Tensor = forward(**batch).loss
             loss.backward()
             return loss
 
-        report(measure(given["mode"], seq, sizes, model, run))
-    dist.destroy_process_group()
+        return Case(step, 1 / dist.get_world_size(), spent)
 
-
-if __name__ == "__main__":
-    main()
+    return model, prepare

@@ -1,16 +1,7 @@
-"""What users would pick instead: `torchrun --nproc-per-node=2 -m benchmarks.gpu.peers --mode MODE --seq 16384 65536`.
-
-Modes: single, single-ac (one GPU, compiled; -ac with per-layer checkpointing); ulysses-compile (hand-written Ulysses,
-compiled, returns logits), ulysses-compile-loss (the loss alone leaves the compiled function: what a careful user
-writes), ulysses-compile-loss-ac; ring (torch context_parallel, eager); autosp, autosp-causal (DeepSpeed AutoSP as
-documented, and its best case: no mask in the graph); alst (ALST's parts by hand: eager Ulysses, checkpointing,
-DeepSpeed's tiled MLP and tiled loss, no offload).
-"""
+"""What users would pick instead, without a framework: one GPU, Ulysses by hand, torch's ring attention."""
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,20 +10,19 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu.workload import Sizes, build, measure, report, start, tokens
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.workload import Case, Choice, Mode, build, tokens
 
-Step = Callable[[], Tensor]
-MODES = (
-    "single", "single-ac", "ulysses-compile", "ulysses-compile-loss", "ulysses-compile-loss-ac", "ring", "autosp",
-    "autosp-causal", "alst",
-)  # fmt: skip
+IGNORED = -100
 
 
-def register_ulysses(group: dist.ProcessGroup) -> None:
+def register_ulysses() -> None:
     """Ulysses as a transformers attention function, on torch's functional collectives."""
     import torch.distributed._functional_collectives as functional
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    group = dist.group.WORLD
+    assert group is not None
     ranks = dist.get_world_size(group)
 
     def to_heads(x: Tensor) -> Tensor:
@@ -70,8 +60,13 @@ def register_causal() -> None:
 
 
 def next_tokens(ids: Tensor) -> Tensor:
-    """Labels shifted by one, -100 at the end."""
-    return torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], 1)
+    """Labels shifted by one, `IGNORED` at the end."""
+    return torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], 1)
+
+
+def backward(loss: Tensor, factor: float | None) -> None:
+    """The backward of a loss, or of a multiple of it."""
+    (loss if factor is None else loss * factor).backward()
 
 
 def reduce_gradients(model: nn.Module, device: torch.device) -> None:
@@ -87,66 +82,77 @@ def reduce_gradients(model: nn.Module, device: torch.device) -> None:
             dist.all_reduce(gradient)
 
 
-def single(sizes: Sizes, device: torch.device, mode: str) -> tuple[nn.Module, Callable[[int], Step]]:
-    """One GPU, compiled."""
+def single(sizes: Sizes, device: torch.device, choice: Choice) -> Mode:
+    """One GPU, compiled; only the loss leaves the compiled function."""
     register_causal()
     model: Any = build(sizes, device, "bench_causal")
-    if mode.endswith("-ac"):
+    if choice.mode.endswith("-ac"):
         model.gradient_checkpointing_enable()
-    forward = torch.compile(lambda **inputs: model(**inputs).loss)
 
-    def prepare(seq: int) -> Step:
+    def prepare(seq: int) -> Case:
+        forward = compiled(lambda **inputs: model(**inputs).loss)
         ids = tokens(sizes, seq, device)
         position = torch.arange(seq, device=device)[None]
 
-        def step() -> Tensor:
+        def step(factor: float | None) -> Tensor:
             loss: Tensor = forward(input_ids=ids, labels=ids, position_ids=position)
-            loss.backward()
+            backward(loss, factor)
             return loss
 
-        return step
+        return Case(step, 1.0)
 
     return model, prepare
 
 
-def ulysses(sizes: Sizes, device: torch.device, mode: str) -> tuple[nn.Module, Callable[[int], Step]]:
-    """Hand-written Ulysses, compiled."""
-    group = dist.group.WORLD
-    assert group is not None
-    register_ulysses(group)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile` from a clean slate: otherwise the second length is compiled for any length."""
+    torch._dynamo.reset()
+    made: Callable[..., Any] = torch.compile(function)
+    return made
+
+
+def ulysses(sizes: Sizes, device: torch.device, choice: Choice) -> Mode:
+    """Hand-written Ulysses."""
+    register_ulysses()
     model: Any = build(sizes, device, "bench_ulysses")
-    if mode.endswith("-ac"):
+    if choice.mode.endswith("-ac"):
         model.gradient_checkpointing_enable()
-    whole: Callable[..., Any] = torch.compile(model)
-    loss_alone = torch.compile(lambda **inputs: model(**inputs).loss)
 
-    def prepare(seq: int) -> Step:
-        inputs = _cut(sizes, seq, device)
+    def forward_of(mode: str) -> Callable[..., Any]:
+        if "loss" in mode:
+            return compiled(lambda **inputs: model(**inputs).loss)
+        whole = model if "eager" in mode else compiled(model)
+        return lambda **inputs: whole(**inputs).loss
 
-        def step() -> Tensor:
-            loss: Tensor = loss_alone(**inputs) if "loss" in mode else whole(**inputs).loss
-            loss.backward()
+    def prepare(seq: int) -> Case:
+        forward = forward_of(choice.mode)
+        inputs, share = cut(sizes, seq, device)
+
+        def step(factor: float | None) -> Tensor:
+            loss: Tensor = forward(**inputs)
+            backward(loss, factor)
             reduce_gradients(model, device)
             return loss
 
-        return step
+        return Case(step, share)
 
     return model, prepare
 
 
-def _cut(sizes: Sizes, seq: int, device: torch.device) -> dict[str, Tensor]:
-    """This rank's slice of a batch whose labels were shifted before the cut."""
+def cut(sizes: Sizes, seq: int, device: torch.device) -> tuple[dict[str, Tensor], float]:
+    """This rank's slice of a batch whose labels were shifted before the cut, and its share of the valid labels."""
     ids = tokens(sizes, seq, device)
     local = seq // dist.get_world_size()
     mine = slice(dist.get_rank() * local, (dist.get_rank() + 1) * local)
     labels = next_tokens(ids)[:, mine].contiguous()
     position = torch.arange(seq, device=device)[None][:, mine]
-    return {"input_ids": ids[:, mine], "position_ids": position, "labels": labels, "shift_labels": labels}
+    inputs = {"input_ids": ids[:, mine], "position_ids": position, "labels": labels, "shift_labels": labels}
+    return inputs, int((labels != IGNORED).sum()) / (seq - 1)
 
 
-def ring(sizes: Sizes, device: torch.device, mode: str) -> tuple[nn.Module, Callable[[int], Step]]:
+def ring(sizes: Sizes, device: torch.device, choice: Choice) -> Mode:
     """Torch's context_parallel: ring attention, eager."""
-    del mode
+    del choice
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.experimental import context_parallel
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -155,11 +161,15 @@ def ring(sizes: Sizes, device: torch.device, mode: str) -> tuple[nn.Module, Call
     model = build(sizes, device, "bench_causal")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
 
-    def prepare(seq: int) -> Step:
+    def prepare(seq: int) -> Case:
         ids = tokens(sizes, seq, device)
         position = torch.arange(seq, device=device)[None]
+        # Inside, each rank sees its own part of the buffers.
+        buffers = [next_tokens(ids)]
+        with context_parallel(mesh, buffers=buffers, buffer_seq_dims=[1]):
+            share = int((buffers[0] != IGNORED).sum()) / (seq - 1)
 
-        def step() -> Tensor:
+        def step(factor: float | None) -> Tensor:
             buffers = [ids.clone(), next_tokens(ids), position.clone()]
             with (
                 context_parallel(mesh, buffers=buffers, buffer_seq_dims=[1, 1, 1]),
@@ -167,117 +177,10 @@ def ring(sizes: Sizes, device: torch.device, mode: str) -> tuple[nn.Module, Call
             ):
                 found = model(input_ids=buffers[0], position_ids=buffers[2], shift_labels=buffers[1], labels=buffers[1])
                 loss: Tensor = found.loss
-                loss.backward()
+                backward(loss, factor)
             reduce_gradients(model, device)
             return loss
 
-        return step
+        return Case(step, share)
 
     return model, prepare
-
-
-def autosp(sizes: Sizes, device: torch.device, mode: str) -> tuple[nn.Module, Callable[[int], Step]]:
-    """DeepSpeed AutoSP, as its documentation says to use it, or without a mask in the graph."""
-    import deepspeed
-    from deepspeed.compile.passes.sp_compile import prepare_autosp_inputs
-
-    register_causal()
-    causal = mode == "autosp-causal"
-    model = build(sizes, device, "bench_causal" if causal else "sdpa")
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "train_batch_size": 1,
-        "steps_per_print": 10**9,
-        "zero_optimization": {"stage": 0},
-        "bf16": {"enabled": True},
-        "compile": {"deepcompile": True, "passes": ["autosp"]},
-        "sequence_parallel_size": dist.get_world_size(),
-        "gradient_clipping": 0.0,
-    }
-    torch._dynamo.config.capture_dynamic_output_shape_ops = True
-    torch._dynamo.config.capture_scalar_outputs = True
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    engine, *_ = deepspeed.initialize(config=config, model=model, optimizer=optimizer)
-    engine.compile(compile_kwargs={"dynamic": True})
-
-    def prepare(seq: int) -> Step:
-        ids = tokens(sizes, seq, device)
-        position = torch.arange(seq, device=device)[None]
-
-        def step() -> Tensor:
-            mask = None if causal else torch.ones_like(ids)
-            x = prepare_autosp_inputs(ids.clone(), ids.clone(), position.clone(), mask, seq_dim=1)
-            loss: Tensor = engine(input_ids=x[0], labels=x[1], position_ids=x[2], attention_mask=x[3]).loss
-            engine.backward(loss)
-            return loss
-
-        return step
-
-    return model, prepare
-
-
-def alst(sizes: Sizes, device: torch.device, mode: str) -> tuple[nn.Module, Callable[[int], Step]]:
-    """ALST's parts by hand, without offload."""
-    del mode
-    from deepspeed.runtime.sequence_parallel.ulysses_sp import TiledFusedLogitsLoss, TiledMLP
-    from transformers.models.llama import modeling_llama
-
-    group = dist.group.WORLD
-    assert group is not None
-    register_ulysses(group)
-
-    def inner(mlp: Any, x: Tensor) -> Tensor:
-        found: Tensor = mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
-        return found
-
-    def tiled(mlp: Any, x: Tensor) -> Any:
-        weights = [mlp.down_proj.weight, mlp.gate_proj.weight, mlp.up_proj.weight]
-        return TiledMLP.apply(inner, mlp, x, max(1, math.ceil(x.shape[1] / x.shape[2])), weights)
-
-    mlp_class: Any = modeling_llama.LlamaMLP
-    mlp_class.forward = tiled
-    model: Any = build(sizes, device, "bench_ulysses")
-    model.gradient_checkpointing_enable()
-
-    def loss_of(head: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(head(x).float(), y, ignore_index=-100, reduction="sum")
-
-    def prepare(seq: int) -> Step:
-        inputs = _cut(sizes, seq, device)
-
-        def step() -> Tensor:
-            hidden = model.model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"]).last_hidden_state
-            shards = max(1, hidden.shape[1] // 4096)
-            total = TiledFusedLogitsLoss.apply(
-                loss_of, model.lm_head, hidden, inputs["labels"], None, shards, [model.lm_head.weight], "sum"
-            )
-            loss: Tensor = total / hidden.shape[1]
-            loss.backward()
-            reduce_gradients(model, device)
-            return loss
-
-        return step
-
-    return model, prepare
-
-
-def main() -> None:
-    """Measure one mode at each length."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--mode", required=True, choices=MODES)
-    parser.add_argument("--seq", type=int, nargs="+", default=[16384])
-    for name, kind in Sizes.__annotations__.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type={"int": int, "float": float, "str": str}[kind])
-    given = vars(parser.parse_args())
-    sizes = Sizes(**{k: given[k] for k in Sizes.__annotations__ if given[k] is not None})
-    mode = given["mode"]
-    device = start(sizes)
-    makers = {"single": single, "ulysses": ulysses, "ring": ring, "autosp": autosp, "alst": alst}
-    model, prepare = makers[mode.split("-")[0]](sizes, device, mode)
-    for seq in given["seq"]:
-        report(measure(mode, seq, sizes, model, prepare(seq)))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
