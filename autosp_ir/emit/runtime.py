@@ -132,7 +132,8 @@ class RecapturingRuntime:
             self._first.check(self._first.flatten(args, kwargs))
         made = self._build(args, kwargs)
         self._first = self._first or made[1]
-        self._entries[key] = made
+        # How a batch is told from others is known once a first one was captured.
+        self._entries[self._key(module, args, kwargs)] = made
         if len(self._entries) > _CACHED_PROGRAMS:
             self._entries.popitem(last=False)
             _logger.warning(

@@ -73,9 +73,10 @@ def plain_decoder(
     ignored: int = 0,
     ignored_from: int | None = None,
     heads: int = 8,
+    num_hidden_layers: int = 2,
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """The plain decoder and a batch for it."""
     torch.manual_seed(seed)
-    model = PlainDecoder(heads=heads).to(dtype)
+    model = PlainDecoder(heads=heads, layers=num_hidden_layers).to(dtype)
     ids = tokens(batch_size, length, seed)
     return model, {"idx": ids, "targets": labels_of(ids, ignored, ignored_from)}

@@ -103,6 +103,7 @@ def gpt2(
     ignored_from: int | None = None,
     heads: int = 8,
     dropout: float = 0.0,
+    num_hidden_layers: int = 2,
     **overrides: Any,
 ) -> tuple[nn.Module, Batch]:
     """A GPT-2: learned positions, fused QKV, tied head; without dropout unless `dropout` is given."""
@@ -113,7 +114,7 @@ def gpt2(
         vocab_size=VOCAB,
         n_positions=max(64, length),
         n_embd=32,
-        n_layer=2,
+        n_layer=num_hidden_layers,
         n_head=heads,
         attn_pdrop=dropout,
         resid_pdrop=dropout,
