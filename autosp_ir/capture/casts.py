@@ -8,23 +8,15 @@ same kernels with the same dtypes without autocast.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from autosp_ir._torch_compat import (
-    OpOverload,
-    TorchDispatchMode,
-    exact_autocast,
-    fake_mode_of,
-    pytree_map,
-    without_specializing,
-)
+from autosp_ir._torch_compat import OpOverload
 from autosp_ir.capture.autocast import Autocast
+from autosp_ir.capture.kernels import Run, observe
 from autosp_ir.capture.regions import take_region, where
 from autosp_ir.errors import UnsupportedError
 
@@ -78,13 +70,13 @@ def _is_cached(source: Any, dtype: Any, state: Autocast) -> bool:
 
 def _explicit(node: fx.Node, state: Autocast) -> list[fx.Node]:
     """Rewrite a node so that it computes without autocast what it computes under `state`; the casts inserted."""
-    wanted = _observe([node], state)
-    if wanted.error is None and wanted == _observe([node], _OFF):
+    wanted = observe([node], state)
+    if wanted.error is None and wanted == observe([node], _OFF):
         return []
     for rewrite in _rewrites(node, wanted):
         with node.graph.inserting_before(node):
             *inserted, last = rewrite(node)
-        if _observe([*inserted, last], _OFF).computes_like(wanted):
+        if observe([*inserted, last], _OFF).computes_like(wanted):
             node.target, node.args, node.kwargs = last.target, last.args, last.kwargs
             node.graph.erase_node(last)
             return [n for n in inserted if n.target is aten.to.dtype]
@@ -98,95 +90,10 @@ def _explicit(node: fx.Node, state: Autocast) -> list[fx.Node]:
     )
 
 
-@dataclass
-class _Run:
-    """What torch runs below autocast.
-
-    Attributes:
-        kernels: Operators with attributes and dtypes, in order, without casts and views.
-        casts: The casts, as pairs of dtypes.
-        results: Dtypes of the results.
-        own: The first cast of each operand of the node.
-        error: Why it does not run at all, as does a product of two dtypes without autocast.
-    """
-
-    kernels: list[str]
-    casts: list[tuple[torch.dtype, torch.dtype]]
-    results: str
-    own: dict[fx.Node, torch.dtype]
-    error: str | None = None
-
-    def computes_like(self, other: _Run) -> bool:
-        """Whether both run the same kernels on the same dtypes, wherever the casts stand."""
-        runs = self.error is None and other.error is None
-        return runs and (self.kernels, self.results) == (other.kernels, other.results)
-
-
-class _Observer(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.kernels: list[str] = []
-        self.casts: list[tuple[Tensor, torch.dtype]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-        if func is aten._to_copy.default:
-            self.casts.append((args[0], result.dtype))
-        elif not is_view and func.namespace != "prim":
-            self.kernels.append(_described((str(func), args, kwargs or {}, result)))
-        return result
-
-
-def _described(structure: Any) -> str:
-    """Tensors by dtype and dimensions, everything else by value."""
-    return repr(pytree_map(lambda leaf: (leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else leaf, structure))
-
-
-def _observe(nodes: Sequence[fx.Node], state: Autocast) -> _Run:
-    """Run consecutive nodes on fake tensors in an autocast state."""
-    outside = [n for node in nodes for n in node.all_input_nodes if n not in nodes]
-    observer = _Observer()
-    with _on_fakes(outside):
-        # Fresh aliases, so that an operand is told apart by identity and in-place operators change nothing.
-        values = {n: v.detach() if isinstance(v := n.meta["val"], Tensor) else v for n in outside}
-        operands = {id(v): n for n, v in values.items()}
-        try:
-            with exact_autocast(dict(state.dtypes)), observer:
-                for node in nodes:
-                    values[node] = _run(node, values)
-        except Exception as error:  # whatever torch says of operands it rejects
-            return _Run([], [], "", {}, f"fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
-    own: dict[fx.Node, torch.dtype] = {}
-    for source, dtype in observer.casts:
-        if id(source) in operands:
-            own.setdefault(operands[id(source)], dtype)
-    own = {n: own[n] for n in outside if n in own}
-    casts = [(source.dtype, dtype) for source, dtype in observer.casts]
-    return _Run(observer.kernels, casts, _described(values[nodes[-1]]), own)
-
-
-def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    target: Any = node.target
-    result = target(*args, **kwargs)
-    node.meta.setdefault("val", result)
-    return result
-
-
-@contextlib.contextmanager
-def _on_fakes(inputs: Sequence[fx.Node]) -> Iterator[None]:
-    mode = fake_mode_of(*(n.meta["val"] for n in inputs))
-    symbolic = mode is not None and mode.shape_env is not None
-    quietly = without_specializing(mode.shape_env) if symbolic else contextlib.nullcontext()
-    with mode or contextlib.nullcontext(), torch.no_grad(), quietly:
-        yield
-
-
 # How autocast can be spelled out; each is tried, none is trusted -----------------------------------------------------
 
 
-def _rewrites(node: fx.Node, wanted: _Run) -> Iterator[Rewrite]:
+def _rewrites(node: fx.Node, wanted: Run) -> Iterator[Rewrite]:
     yield _casting(wanted.own)
     for dtype in dict.fromkeys(dtype for _, dtype in wanted.casts):
         yield _casting({n: dtype for n in _floating(node) if n.meta["val"].dtype not in (dtype, torch.float64)})
