@@ -7,7 +7,7 @@ place with one message. Supported: torch 2.11 to 2.13.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 
 def resolve_group_name(name: str) -> dist.ProcessGroup | None:
@@ -172,6 +173,38 @@ def without_specializing(shape_env: Any) -> Iterator[None]:
         yield
 
 
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+@contextlib.contextmanager
+def exact_autocast(dtypes: Mapping[str, torch.dtype] | None = None) -> Iterator[None]:
+    """Run with autocast on for these device types and off for all others, without its cache.
+
+    Unlike `torch.autocast` this works for fake tensors of a device that the machine does not have.
+
+    Args:
+        dtypes: Device type to the dtype that autocast computes in; None switches autocast off.
+    """
+    wanted = dtypes or {}
+    devices = sorted({*_AUTOCAST_DEVICES, *wanted})
+    before = {d: (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices}
+    if not wanted and not any(enabled for enabled, _ in before.values()):
+        yield
+        return
+    cached = torch.is_autocast_cache_enabled()
+    try:
+        torch.set_autocast_cache_enabled(cached and not wanted)
+        for device in devices:
+            torch.set_autocast_enabled(device, device in wanted)
+            torch.set_autocast_dtype(device, wanted.get(device, before[device][1]))
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+        for device, (enabled, dtype) in before.items():
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+
+
 def fx_calling_convention(graph: torch.fx.Graph) -> Any:
     """The code generator of an FX graph, which holds its calling convention (`Graph.set_codegen` takes it back)."""
     return graph._codegen
@@ -209,8 +242,7 @@ def trace_joint(
         stack.enter_context(tracing(TracingContext(fake_mode)))
         stack.enter_context(torch.enable_grad())
         # The forward graph says every dtype; an ambient autocast would cast a second time.
-        for device in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(exact_autocast())
         table = inductor_decompositions() if decompose else None
         joint = aot_export_joint_with_descriptors(stack, module, tuple(inputs), decompositions=table)
         outputs = joint._aot_state.fw_metadata.output_info

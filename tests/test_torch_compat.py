@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sympy
@@ -28,6 +29,38 @@ def test_group_names_resolve_and_single_collectives_run(tmp_path: object) -> Non
         assert torch.equal(gathered, x)
     finally:
         dist.destroy_process_group()
+
+
+def test_exact_autocast_switches_every_device_and_restores() -> None:
+    x, w = torch.randn(2, 3), torch.randn(4, 3)
+    before = (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled())
+    with _torch_compat.exact_autocast({"cpu": torch.float16}):
+        assert (x @ w.T).dtype == torch.float16 and not torch.is_autocast_cache_enabled()
+        with _torch_compat.exact_autocast():
+            assert (x @ w.T).dtype == torch.float32
+        assert (x @ w.T).dtype == torch.float16
+    after = (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled())
+    assert after == before
+    with _torch_compat.FakeTensorMode(), _torch_compat.exact_autocast({"cuda": torch.bfloat16}):
+        fake = torch.empty(2, 3, device="cuda")
+        assert (fake @ fake.T).dtype == torch.bfloat16 and fake.softmax(-1).dtype == torch.float32
+
+
+def test_dispatch_modes_see_the_casts_of_autocast() -> None:
+    class Seen(_torch_compat.TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.casts: list[torch.Tensor] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default:
+                self.casts.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    x, w = torch.randn(2, 3), torch.randn(4, 3)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False), Seen() as seen:
+        torch.nn.functional.linear(x, w)
+    assert {id(t) for t in seen.casts} == {id(x), id(w)}
 
 
 def test_cpu_flash_attention_pair() -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from autosp_ir._torch_compat import fake_mode_of, is_fake
+from autosp_ir._torch_compat import exact_autocast, fake_mode_of, is_fake
 from autosp_ir.capture import huggingface
+from autosp_ir.capture.autocast import Autocast
 from autosp_ir.capture.batch import Batch, CallPlan, UserInput, plan_call
+from autosp_ir.capture.casts import make_casts_explicit
 from autosp_ir.capture.clean import clean
 from autosp_ir.capture.facts import facts_of
 from autosp_ir.capture.info import Captured, CaptureInfo
@@ -29,7 +31,7 @@ from autosp_ir.capture.outputs import (
 from autosp_ir.capture.regions import functionalize, inline_regions, mutates
 from autosp_ir.capture.seq_dims import resolve_seq_dims
 from autosp_ir.capture.tracing import capture_lock, named_errors, refuse_lost_gradients
-from autosp_ir.errors import CaptureError, UnsupportedError
+from autosp_ir.errors import CaptureError
 
 LossFn = Callable[[Any, Any], Tensor]
 _SUGGESTED_RANGE = re.compile(r"S = Dim\('S'(?:, min=(\d+))?(?:, max=(\d+))?\)")
@@ -88,7 +90,7 @@ def trace_module(
     loss_fn: LossFn | None = None,
     dynamic: bool = False,
 ) -> Captured:
-    """Trace the forward of `model` (and its loss) on one example batch.
+    """Trace the forward of `model` (and its loss) on one example batch, under the caller's autocast.
 
     Args:
         model: With real or fake weights; it is not changed.
@@ -123,6 +125,7 @@ def trace_module(
         output_structure=_structure(step),
         output_names=step.seen.names,
         training=model.training,
+        autocast=Autocast.ambient(tensors),
         dynamic=dynamic,
         seq_range=_range(program),
         loss_fn=loss_fn,
@@ -162,7 +165,6 @@ def _dynamic_shapes(info: Sequence[UserInput]) -> dict[str, Any]:
 
 def _export(step: _Step, example: tuple[Tensor, ...], dynamic_shapes: dict[str, Any] | None) -> ExportedProgram:
     what = type(step.model).__name__
-    _refuse_ambient_autocast(example)
     with (
         named_errors(what),
         torch.enable_grad(),
@@ -170,8 +172,10 @@ def _export(step: _Step, example: tuple[Tensor, ...], dynamic_shapes: dict[str, 
         refuse_lost_gradients(),
     ):
         program = _within_range(step, example, dynamic_shapes)
-        inline_regions(program.graph_module)
-        return functionalize(program) if mutates(program.graph_module) else program
+        inline_regions(program.graph_module, Autocast.ambient(example))
+        make_casts_explicit(program.graph_module)
+        with exact_autocast():
+            return functionalize(program) if mutates(program.graph_module) else program
 
 
 def _within_range(step: _Step, example: tuple[Tensor, ...], dynamic_shapes: dict[str, Any] | None) -> ExportedProgram:
@@ -199,15 +203,6 @@ def _narrowed(message: str) -> Dim | None:
     if excluded is None or excluded["high"] != excluded["length"]:
         return None
     return Dim("S", min=int(excluded["low"]), max=int(excluded["high"]) - 1)
-
-
-def _refuse_ambient_autocast(example: Sequence[Tensor]) -> None:
-    kinds = {t.device.type for t in example}
-    if any(torch.is_autocast_enabled(kind) for kind in kinds):
-        raise UnsupportedError(
-            "torch.autocast is active around the capture",
-            hint="capture outside autocast and cast the model instead, for example model.to(torch.bfloat16)",
-        )
 
 
 def _user_input(name: str, tensor: Tensor, seq_dim: int | None) -> UserInput:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from autosp_ir.capture.autocast import Autocast
 from autosp_ir.capture.batch import CallPlan, UserInput
 from autosp_ir.capture.facts import check_facts
 from autosp_ir.capture.outputs import Structure, rebuild
@@ -28,6 +29,7 @@ class CaptureInfo:
         output_structure: How the kept outputs make up the model's output type.
         output_names: The kept outputs, in order.
         training: Whether the model was in training mode.
+        autocast: The autocast around the capture; its casts are in the program.
         dynamic: Whether the sequence length is symbolic.
         seq_range: Smallest and largest sequence length that a dynamic capture admits (None: no limit).
         loss_fn: The loss outside the model, if any.
@@ -42,6 +44,7 @@ class CaptureInfo:
     output_names: list[str]
     training: bool
     dynamic: bool
+    autocast: Autocast = field(default_factory=Autocast)
     seq_range: tuple[int, int | None] = (1, None)
     loss_fn: Callable[..., Tensor] | None = None
     example_facts: dict[str, str] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """Cleaning an exported graph in place: regions inlined, mutation made functional.
 
 Export wraps `torch.no_grad()` and `torch.autocast()` regions in higher-order operators. A `no_grad` region is inlined
-with its results detached, which has the same gradients. Anything for which that would not hold is refused.
+with its results detached, which has the same gradients. Anything for which that would not hold is refused. The nodes
+of an `autocast` region remember it, so that its casts can be made explicit.
 """
 
 from __future__ import annotations
@@ -14,35 +15,46 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from autosp_ir._torch_compat import HigherOrderOperator, OpOverload
+from autosp_ir.capture.autocast import Autocast
 from autosp_ir.errors import CaptureError, UnsupportedError
 
 aten = torch.ops.aten
 _HERE = str(Path(__file__).parent)
+_REGION = "autosp_autocast"
 _BOOKKEEPING = {aten.detach_.default}
 _RUNNING_STATISTICS = {aten.batch_norm.default: 5, aten.instance_norm.default: 5}
 
 
-def inline_regions(module: fx.GraphModule) -> None:
-    """Inline every `no_grad` and disabled `autocast` region of `module`, detaching what the former return.
+def inline_regions(module: fx.GraphModule, autocast: Autocast, scope: object = None) -> None:
+    """Inline every `no_grad` and `autocast` region of `module`, detaching what the former return.
+
+    Args:
+        module: An exported graph.
+        autocast: The state around it. Every node remembers the innermost state it runs in: see `take_region`.
+        scope: The outermost autocast region around it, whose end empties torch's cache of casts.
 
     Raises:
-        UnsupportedError: A region whose effect on gradients or dtypes cannot be written as plain operators.
+        UnsupportedError: A region whose effect on gradients cannot be written as plain operators.
         CaptureError: A higher-order operator of another kind.
     """
+    if scope is None and autocast.dtypes:
+        scope = object()
     for node in list(module.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, HigherOrderOperator):
+            node.meta.setdefault(_REGION, (autocast, scope))
             continue
         name = node.target.name()
         if name == "wrap_with_set_grad_enabled":
             enabled, body, *operands = node.args
+            if not enabled:
+                _refuse_gradients_again(getattr(module, body.target))
+            inline_regions(getattr(module, body.target), autocast, scope)
             _inline(module, node, body, operands, detach=not enabled)
         elif name == "wrap_with_autocast":
-            _, _, enabled, _, body, *operands = node.args
-            if enabled:
-                raise UnsupportedError(
-                    f"the model runs part of its forward under torch.autocast{_where_inside(module, body)}",
-                    hint="cast the model instead, for example model.to(torch.bfloat16)",
-                )
+            device, dtype, enabled, _, body, *operands = node.args
+            _refuse_lost_no_grad(getattr(module, body.target))
+            state = autocast.region(device, dtype, bool(enabled))
+            inline_regions(getattr(module, body.target), state, scope or object())
             _inline(module, node, body, operands, detach=False)
         else:
             raise CaptureError(
@@ -52,12 +64,17 @@ def inline_regions(module: fx.GraphModule) -> None:
     module.recompile()
 
 
+def take_region(node: fx.Node) -> tuple[Autocast, object]:
+    """The autocast state a node runs in and the outermost region it is of; forgotten once taken."""
+    region: tuple[Autocast, object] = node.meta.pop(_REGION, (Autocast(), None))
+    return region
+
+
 def _inline(module: fx.GraphModule, node: fx.Node, body: Any, operands: list[Any], detach: bool) -> None:
     inner: fx.GraphModule = getattr(module, body.target)
     detach = detach and any(_has_gradient(operand) for operand in operands)
     if detach:
-        _check_no_grad_body(inner, operands)
-    inline_regions(inner)
+        _refuse_hidden_writes(inner, operands)
     placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
     mapping: dict[fx.Node, Any] = dict(zip(placeholders, operands, strict=True))
     with module.graph.inserting_before(node):
@@ -108,18 +125,32 @@ def _is_floating(value: fx.Node) -> bool:
     return not isinstance(found, torch.Tensor) or found.is_floating_point() or found.is_complex()
 
 
-def _check_no_grad_body(inner: fx.GraphModule, operands: list[Any]) -> None:
-    """A gradient that flows inside `no_grad`, or a write that autograd would not see, cannot be inlined."""
-    outside = dict(zip((n for n in inner.graph.nodes if n.op == "placeholder"), operands, strict=True))
+def _refuse_lost_no_grad(inner: fx.GraphModule) -> None:
+    """Export drops the switches of gradients inside an autocast region; an empty region is what it leaves of one."""
+    if all(node.op in ("placeholder", "output") for node in inner.graph.nodes):
+        raise UnsupportedError(
+            "gradients are switched off or on inside a torch.autocast region of the model, which torch.export loses",
+            hint="put the autocast region inside torch.no_grad(), or use detach() in place of no_grad()",
+        )
+
+
+def _refuse_gradients_again(inner: fx.GraphModule) -> None:
+    """A gradient that flows inside `no_grad` cannot be inlined."""
     for node in inner.graph.nodes:
-        if node.op != "call_function":
+        if node.op != "call_function" or not isinstance(node.target, HigherOrderOperator):
             continue
-        if isinstance(node.target, HigherOrderOperator) and node.args[0] is True:
+        if node.args[0] is True:
             raise UnsupportedError(
                 f"gradients are enabled again inside a torch.no_grad() region{_where(node)}",
                 hint="compute that part outside the no_grad region",
             )
-        written = _written(node)
+
+
+def _refuse_hidden_writes(inner: fx.GraphModule, operands: list[Any]) -> None:
+    """A write inside `no_grad`, which autograd would not see, cannot be inlined."""
+    outside = dict(zip((n for n in inner.graph.nodes if n.op == "placeholder"), operands, strict=True))
+    for node in inner.graph.nodes:
+        written = _written(node) if node.op == "call_function" else None
         if written is not None and _has_gradient(outside.get(_root(written))):
             raise UnsupportedError(
                 f"a tensor from outside is changed in place inside torch.no_grad(){_where(node)}; autograd ignores "
@@ -196,11 +227,6 @@ def _is_fresh(node: fx.Node) -> bool:
     return not node.all_input_nodes
 
 
-def _where_inside(module: fx.GraphModule, body: fx.Node) -> str:
-    inner: fx.GraphModule = getattr(module, str(body.target))
-    return next((place for node in inner.graph.nodes if (place := _where(node))), "")
-
-
 def where(node: fx.Node) -> str:
     """The model's source line of an exported node, for error messages."""
     return _where(node)
@@ -215,4 +241,4 @@ def _where(node: fx.Node) -> str:
     return "\nat " + " ".join(lines[own[-1] : own[-1] + 2])
 
 
-__all__ = ["functionalize", "inline_regions", "mutates", "where"]
+__all__ = ["functionalize", "inline_regions", "mutates", "take_region", "where"]

@@ -25,6 +25,7 @@ _HERE = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _DATA_DEPENDENT = ("data-dependent", "data dependent", "GuardOnDataDependent")
+_BANNED = "unsafe to autocast"
 _CONSTRAINT = ("onstraints violated", "not within the range", "specialized", "specialised", "ConstraintViolation")
 
 
@@ -119,6 +120,11 @@ def _explain(error: Exception, what: str) -> CaptureError:
             f"{what} cannot be captured with a symbolic sequence length: its code fixes or restricts the length\n"
             f"{_indented(str(error))}{where}",
             hint="capture with dynamic=False (a new length is then captured again), or remove what fixes the length",
+        )
+    if _BANNED in text:
+        return CaptureError(
+            f"{what} calls an operator that torch refuses under autocast ({first}){where}",
+            hint="use binary_cross_entropy_with_logits, or a nested region torch.autocast(device, enabled=False)",
         )
     return CaptureError(
         f"{what} cannot be captured as one graph: {type(error).__name__}: {first}{where}",

@@ -8,12 +8,13 @@ of keys can be merged, and it is differentiable. A query that sees no key gives 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autosp_ir._torch_compat import exact_autocast
 from autosp_ir.comm import attention_kernels
 from autosp_ir.comm.attention_kernels import HALF_DTYPES, Call
 from autosp_ir.errors import UnsupportedError
@@ -244,6 +245,25 @@ def _no_second_gradient(ctx: Any, *grads: Tensor | None) -> None:
     )
 
 
+def _under_autocast(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The operator under autocast: what scaled_dot_product_attention does, every operand in the dtype of autocast."""
+
+    def attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        dtype = torch.get_autocast_dtype(device)
+
+        def cast(x: Any) -> Any:
+            narrow = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+            return x.to(dtype) if narrow and x.device.type == device else x
+
+        with exact_autocast():
+            result: tuple[Tensor, Tensor] = torch.ops.autosp.attention(
+                *map(cast, args), **{name: cast(x) for name, x in kwargs.items()}
+            )
+            return result
+
+    return attention
+
+
 def _infer(node: Node) -> TupleType:
     """Types of out and lse. Cut along the tokens, a bias waits in its whole shape for the pass that places it."""
     q, k, v = (node.arg(name).tensor_type for name in ("q", "k", "v"))
@@ -261,6 +281,8 @@ torch.library.register_fake("autosp::attention", _shape, lib=LIBRARY)
 torch.library.register_fake("autosp::attention_backward", _backward_shape, lib=LIBRARY)
 LIBRARY.impl("attention", _attention, "CompositeExplicitAutograd")
 LIBRARY.impl("attention_backward", _attention_backward, "CompositeExplicitAutograd")
+LIBRARY.impl("attention", _under_autocast("cpu"), "AutocastCPU")
+LIBRARY.impl("attention", _under_autocast("cuda"), "AutocastCUDA")
 torch.library.register_autograd("autosp::attention", _gradient, setup_context=_save, lib=LIBRARY)
 torch.library.register_autograd("autosp::attention_backward", _no_second_gradient, lib=LIBRARY)
 extend_op(torch.ops.autosp.attention.default, infer=_infer)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from autosp_ir._torch_compat import exact_autocast
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
 from autosp_ir.comm.layout import check_emittable
@@ -76,7 +77,8 @@ def make_runner(program: Program, mesh: DeviceMesh | None, backend: Backend) -> 
         ready = finish(program)
     binding = bind_mesh(ready, mesh)
     compiler = inductor_graphs if backend == "inductor" else None
-    return ProgramRunner(ready, EmittedStep(ready, binding, compiler), binding)
+    with exact_autocast():
+        return ProgramRunner(ready, EmittedStep(ready, binding, compiler), binding)
 
 
 def finish(program: Program) -> Program:

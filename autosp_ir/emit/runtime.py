@@ -7,15 +7,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from autosp_ir.capture.autocast import Autocast
 from autosp_ir.capture.facts import facts_of
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.emit.agreement import check_same_batch
 from autosp_ir.emit.binding import MeshBinding
 from autosp_ir.emit.step import EmittedStep
-from autosp_ir.errors import RuntimeMismatchError, UnsupportedError
+from autosp_ir.errors import RuntimeMismatchError
 from autosp_ir.ir.program import InputKind, Program
 
 _logger = logging.getLogger("autosp_ir.emit")
@@ -45,7 +45,6 @@ class ProgramRunner:
 
     def __call__(self, module: nn.Module, info: CaptureInfo, inputs: Mapping[str, Tensor]) -> Any:
         """Run one forward."""
-        _refuse_autocast(next(iter(inputs.values())).device.type)
         tensors = lookup(module, self._names)
         self._check_parameters(tensors)
         if not self._agreed:
@@ -81,6 +80,7 @@ class FixedRuntime:
         info = self._info
         tensors = info.flatten(args, kwargs)
         info.check(tensors, self.runner.program.info.get("batch_facts"))
+        info.autocast.check(tensors)
         if module.training != info.training:
             raise RuntimeMismatchError(
                 f"the program was captured with training={info.training}, and the module is now in the other mode",
@@ -90,7 +90,7 @@ class FixedRuntime:
 
 
 class RecapturingRuntime:
-    """Keeps one program per batch shape, mode and set of trainable parameters; captures new ones on demand.
+    """Keeps one program per batch shape, mode, autocast and set of trained parameters; captures new ones on demand.
 
     Args:
         build: From an example batch `(args, kwargs)` to a runner.
@@ -129,7 +129,9 @@ class RecapturingRuntime:
             self._entries.move_to_end(key)
             return self._entries[key]
         if self._first is not None and not self._recapture:
-            self._first.check(self._first.flatten(args, kwargs))
+            tensors = self._first.flatten(args, kwargs)
+            self._first.check(tensors)
+            self._first.autocast.check(tensors)
         made = self._build(args, kwargs)
         self._first = self._first or made[1]
         # How a batch is told from others is known once a first one was captured.
@@ -157,7 +159,7 @@ class RecapturingRuntime:
         if info.dynamic:
             shapes = tuple((n, t.ndim, t.dtype, t.device) for n, t in named.items())
         facts = tuple(sorted(facts_of(named).items())) if info.example_facts else ()
-        return (shapes, facts, *_module_key(module))
+        return (shapes, facts, Autocast.ambient(tensors), *_module_key(module))
 
 
 def _call_key(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -167,6 +169,7 @@ def _call_key(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
     return (
         tuple(described(a) for a in args),
         tuple((k, described(v)) for k, v in sorted(kwargs.items())),
+        Autocast.ambient(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)),
         *_module_key(module),
     )
 
@@ -193,11 +196,3 @@ def lookup(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
             ) from error
         found[name] = value
     return found
-
-
-def _refuse_autocast(device_type: str) -> None:
-    if torch.is_autocast_enabled(device_type):
-        raise UnsupportedError(
-            "the step was called under torch.autocast, which the captured program does not contain",
-            hint="leave the autocast region, and convert the model's weights (model.to(torch.bfloat16)) instead",
-        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from autosp_ir._torch_compat import backward_is_retained, clear_saved_tensors
+from autosp_ir._torch_compat import backward_is_retained, clear_saved_tensors, exact_autocast
 from autosp_ir.emit.binding import MeshBinding, bind_axes
 from autosp_ir.emit.boxed import StepGraphs, aten_graphs
 from autosp_ir.emit.fx_export import executable
@@ -48,7 +48,9 @@ class EmittedStep:
         Returns:
             The program's outputs by name. Buffers that the model mutates are written.
         """
-        results = self._runner.run(self._flat(tensors, inputs))
+        # The program says every dtype: the caller's autocast, if any, is part of it.
+        with exact_autocast():
+            results = self._runner.run(self._flat(tensors, inputs))
         outputs: dict[str, Any] = {}
         for spec, value in results:
             if spec.kind is OutputKind.BUFFER_MUTATION:
@@ -166,7 +168,8 @@ class _SplitFunction:
         """Gradients of the step's inputs, None where there is none; `arguments` is emptied."""
         if self._backward is None:
             return [None] * len(self._order)
-        results = self._backward(arguments)
+        with exact_autocast():
+            results = self._backward(arguments)
         return [results[self._gradients[i]] if i in self._gradients else None for i in range(len(self._order))]
 
 

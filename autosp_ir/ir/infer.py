@@ -13,7 +13,7 @@ from typing import Any
 import sympy
 import torch
 
-from autosp_ir._torch_compat import FakeTensorMode, HigherOrderOperator, without_specializing
+from autosp_ir._torch_compat import FakeTensorMode, HigherOrderOperator, exact_autocast, without_specializing
 from autosp_ir.errors import AutoSPError, VerifyError
 from autosp_ir.ir.graph import Node, Value, map_values
 from autosp_ir.ir.types import Dim, NoneType, ScalarType, TensorType, TupleType, Type, type_of, without_layout
@@ -72,7 +72,7 @@ def _run_on_fakes(node: Node, fake_mode: FakeTensorMode) -> Type:
     try:
         symbolic = any(_has_symbols(v.type) for v in node.operands)
         quietly = without_specializing(fake_mode.shape_env) if symbolic else contextlib.nullcontext()
-        with fake_mode, torch.no_grad(), quietly:
+        with fake_mode, torch.no_grad(), exact_autocast(), quietly:
             args = map_values(node.args, fake)
             kwargs = map_values(dict(node.kwargs), fake)
             return type_of(call_target(node, args, dict(kwargs)))

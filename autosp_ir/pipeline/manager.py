@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from autosp_ir._torch_compat import exact_autocast
 from autosp_ir.errors import AutoSPError, PassError, PipelineError
 from autosp_ir.ir.hashing import bindings_of, structural_hash
 from autosp_ir.ir.program import Program, Stage
@@ -122,7 +123,7 @@ class PassManager:
         for instrument in self.instruments:
             instrument.before_pass(pass_, program)
         started = time.perf_counter()
-        with _blaming(pass_):
+        with _blaming(pass_), exact_autocast():
             pass_.run(program, ctx)
             ctx.finish_pass()
         record.seconds = time.perf_counter() - started

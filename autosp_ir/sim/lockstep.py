@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autosp_ir._torch_compat import exact_autocast
 from autosp_ir.comm.layout import check_emittable
 from autosp_ir.errors import PipelineError, SimulationError
 from autosp_ir.ir.ops import Trait
@@ -111,7 +112,7 @@ def simulate(
     mesh = RankMesh.of(per_rank[0].mesh)
     meters = [MemoryMeter() for _ in per_rank]
     values: list[dict[str, Any]] = [{} for _ in per_rank] if trace else []
-    with torch.no_grad():
+    with torch.no_grad(), exact_autocast():
         ranks = [
             RankInterpreter(
                 each,

@@ -30,7 +30,7 @@ class EagerRun:
 
 
 def run_eagerly(model: nn.Module, capture: CaptureInfo, batch: Any, seed: int = 0) -> EagerRun:
-    """Run a model on a batch, and differentiate what `capture` keeps of its outputs.
+    """Run a model on a batch, under the autocast of its capture, and differentiate what `capture` keeps of its outputs.
 
     Args:
         model: With real weights; its `.grad` fields are not touched.
@@ -45,8 +45,9 @@ def run_eagerly(model: nn.Module, capture: CaptureInfo, batch: Any, seed: int = 
     given = dict(zip(capture.input_names, capture.flatten(args, kwargs), strict=True))
     leaves = {n: t.detach().clone().requires_grad_(t.requires_grad) for n, t in given.items()}
     flat = [leaves[n] for n in capture.input_names]
-    output = capture.plan.call(model, flat)
-    outputs = _kept(capture, output, capture.plan.batch(flat))
+    with capture.autocast.entered():
+        output = capture.plan.call(model, flat)
+        outputs = _kept(capture, output, capture.plan.batch(flat))
     tangents = {n: _tangent(t, seed + i) for i, (n, t) in enumerate(outputs.items()) if t.requires_grad}
     wanted: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     wanted |= {n: t for n, t in leaves.items() if t.requires_grad}

@@ -7,6 +7,7 @@ promoted to float64, where nothing but a mistake can tell them apart.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,7 +102,8 @@ class DenseReference:
         """
         if like is not None:
             settings = {"seq_dims": like.seq_dims, "outputs": like.output_names, "loss_fn": like.loss_fn} | settings
-        program = capture(model, batch, **settings)
+        with like.autocast.entered() if like is not None else contextlib.nullcontext():
+            program = capture(model, batch, **settings)
         eager = run_eagerly(model, program.capture, batch)
         own = simulate(program, batch, tangents=eager.tangents)
         tangents = {name: tangent.double() for name, tangent in eager.tangents.items()}

@@ -8,7 +8,7 @@ from typing import Any
 from autosp_ir.errors import PassError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import InputKind, Program
-from autosp_ir.ir.types import INVARIANT, Dim, Partial, Placement, Shard, TupleType, map_tensors
+from autosp_ir.ir.types import INVARIANT, REPLICATE, Dim, Partial, Placement, Shard, TupleType, map_tensors
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_passes._means import split_means
 from autosp_passes._token_walk import Result, TokenWalk, check_mesh_axis
@@ -91,10 +91,25 @@ class PartitionWalk(TokenWalk):
         return self.unblocked(gathered, value, shard, before=before)
 
     def replicated(self, value: Value, *, before: Node) -> Value:
-        """A whole value used in rank-dependent work: its gradient is summed over ranks."""
+        """A whole value used in rank-dependent work: its gradient is summed over ranks.
+
+        The gradient of a parameter that is narrowed, as under autocast, is summed in the parameter's own dtype: in the
+        narrow one every rank would add a rounding error.
+        """
+        cast = value.producer
+        if self._narrows_parameter(cast):
+            whole = self.form(cast.operands[0], REPLICATE, before=before)
+            return self.op(cast.op.name, whole, *cast.args[1:], before=before, origin=cast, **dict(cast.kwargs))
         return self.op(
             "autosp.invariant_to_replicate", value, self.axis, self.size, before=before, origin=value.producer
         )
+
+    def _narrows_parameter(self, cast: Node) -> bool:
+        if not cast.is_op("aten.to.dtype", "aten._to_copy"):
+            return False
+        source = cast.operands[0]
+        narrower = cast.result.tensor_type.dtype.itemsize < source.tensor_type.dtype.itemsize
+        return narrower and source.producer.op.kind == "placeholder" and self.needs_grad(source)
 
     def scaled(self, extent: Any, *, before: Node) -> Any:
         """One rank's part of a global extent."""

@@ -61,11 +61,6 @@ def reentrant(y: Tensor) -> Tensor:
     return out
 
 
-def autocast(y: Tensor) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return y @ y.mT
-
-
 def random(y: Tensor) -> Tensor:
     return y + torch.randn_like(y)
 
@@ -108,7 +103,6 @@ class Applies(nn.Module):
         (selected, CaptureError, "shape of aten.index"),
         (outside_torch, CaptureError, "numpy"),
         (reentrant, UnsupportedError, "use_reentrant=False"),
-        (autocast, UnsupportedError, "bfloat16"),
         (random, UnsupportedError, "random"),
         (dropped, UnsupportedError, "model.eval()"),
         (hidden_write, UnsupportedError, "in place"),
@@ -153,11 +147,6 @@ def test_active_dropout_names_the_module() -> None:
 def test_wrapped_models_are_refused() -> None:
     with pytest.raises(CaptureError, match="DataParallel"):
         trace_module(nn.DataParallel(Applies(torch.relu)), (torch.randn(2, 6, 4),), seq_dims={"x": 1})
-
-
-def test_ambient_autocast_is_refused() -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(UnsupportedError, match="around the capture"):
-        trace_module(Applies(torch.relu), (torch.randn(2, 6, 4),), seq_dims={"x": 1})
 
 
 def test_a_length_that_the_code_fixes_is_no_symbol() -> None:

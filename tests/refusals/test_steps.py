@@ -141,13 +141,23 @@ def test_a_parameter_that_is_gone() -> None:
         step(**batch)
 
 
-def test_autocast(case: Case) -> None:
-    model, step, batch = case
+def test_another_autocast(case: Case) -> None:
+    _, step, batch = case
+    words = ("under torch.autocast('cpu', torch.bfloat16)", "under no autocast")
+    with torch.autocast("cpu", dtype=torch.bfloat16), refused(air.RuntimeMismatchError, *words):
+        step(**batch)
+
+
+def test_another_autocast_under_parallelize() -> None:
+    model, batch = build("plain", length=16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with refused(air.UnsupportedError, "autocast", "bfloat16"):
-            step(**batch)
-        with refused(air.UnsupportedError, "autocast"):
-            air.capture(model, batch)
+        step = air.parallelize(model, batch, backend="eager", dynamic=False)
+        step(**batch)
+    with refused(air.RuntimeMismatchError, "under no autocast", "under torch.autocast('cpu', torch.bfloat16)"):
+        step(**batch)
+    words = ("torch.float16", "torch.bfloat16", "dynamic=False")
+    with torch.autocast("cpu", dtype=torch.float16), refused(air.RuntimeMismatchError, *words):
+        step(**batch)
 
 
 def test_another_mode() -> None:

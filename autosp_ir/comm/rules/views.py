@@ -49,7 +49,15 @@ def _complex(ctx: RuleContext) -> Outcome:
     return ctx.placement(value)
 
 
-@rule("aten._to_copy", "aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten.type_as", "aten.to.other")
+@rule(
+    "aten._to_copy",
+    "aten.to.dtype",
+    "aten.to.dtype_layout",
+    "aten.to.device",
+    "aten.type_as",
+    "aten.to.other",
+    "prims.convert_element_type",
+)
 def _cast(ctx: RuleContext) -> Outcome:
     value = ctx.tensors[0]
     placement = ctx.placement(value)
