@@ -17,9 +17,11 @@ from autosp_ir import _torch_compat
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
-# One tile of scores holds at most this many elements, or one row by `_MIN_KEYS` keys for very large batches.
+# One tile of scores holds at most this many elements, or one row by `_MIN_KEYS` keys for very large batches. A tile as
+# wide as the keys is exact in its backward, so rows are given up for width as long as `_MIN_ROWS` are left.
 _TILE_ELEMENTS = 2**25
 _MAX_ROWS = 1024
+_MIN_ROWS = 64
 _MIN_KEYS = 256
 
 
@@ -229,9 +231,15 @@ def _blockwise_backward(
     centre, lse = centre.masked_fill(empty, 0.0), lse.masked_fill(empty, math.inf)
     for row, columns in _tiles(call):
         for column in columns:
-            weights = torch.exp(_scores(call, q, k, row, column) - lse[..., row, :])
+            scores = _scores(call, q, k, row, column)
             dweights = _matmul(dout[..., row, :], v[..., column, :].mT)
-            dscores = weights * (dweights - centre[..., row, :]) * call.scale
+            if len(columns) == 1 and dlse is None:
+                # Weights rebuilt from a rounded lse are a fifth less exact than those of whole rows.
+                weights = torch.softmax(scores, -1).masked_fill(empty[..., row, :], 0.0)
+                middle = (weights * dweights).sum(-1, keepdim=True)
+            else:
+                weights, middle = torch.exp(scores - lse[..., row, :]), centre[..., row, :]
+            dscores = weights * (dweights - middle) * call.scale
             dq[..., row, :] += _matmul(dscores, k[..., column, :])
             dk[..., column, :] += _matmul_over_rows(dscores, q[..., row, :])
             dv[..., column, :] += _matmul_over_rows(weights, dout[..., row, :])
@@ -261,7 +269,8 @@ def _tiles(call: Call) -> Iterator[tuple[slice, list[slice]]]:
     """Blocks of query rows, each with the blocks of keys that some row of it can see."""
     batch, heads, length, _ = call.q.shape
     keys = call.k.shape[2]
-    rows = min(_MAX_ROWS, max(1, _TILE_ELEMENTS // max(1, batch * heads * _MIN_KEYS)))
+    most = max(1, _TILE_ELEMENTS // max(1, batch * heads * _MIN_KEYS))
+    rows = min(_MAX_ROWS, most, max(_MIN_ROWS, _TILE_ELEMENTS // max(1, batch * heads * keys)))
     width = max(_MIN_KEYS, _TILE_ELEMENTS // max(1, batch * heads * rows))
     for start in range(0, length, rows):
         stop = min(start + rows, length)
