@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -297,6 +297,11 @@ class Graph:
         return self._next_id - 1
 
     @property
+    def next_id(self) -> int:
+        """The id that the next node will get: every node made from now on has at least this one."""
+        return self._next_id
+
+    @property
     def nodes(self) -> Iterator[Node]:
         """Iterate in order; the current node may be erased and nodes may be inserted while iterating."""
         node = self._root._next
@@ -342,6 +347,10 @@ class Graph:
         if self._index is None:
             self._index = {n: i for i, n in enumerate(self.nodes)}
         return self._index
+
+    def ordered(self, nodes: Iterable[Node]) -> list[Node]:
+        """The distinct `nodes` in program order, found without counting."""
+        return sorted(set(nodes), key=lambda n: n._order)
 
     def unique_name(self, hint: str) -> str:
         """A name not taken in this graph, from `hint`."""
