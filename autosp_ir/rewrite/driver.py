@@ -189,7 +189,7 @@ class GreedyDriver:
                 self._queue.append(node)
 
     def _undone(self, names: Sequence[str], node: Node) -> TerminationError:
-        distinct = list(dict.fromkeys(names))
+        distinct = [name for name in self.statistics.rules if name in names]
         if len(distinct) == 1:
             reason = f"the rule {distinct[0]!r} makes again what it replaced"
             hint = "let a where() refuse what the rule itself makes"
