@@ -13,7 +13,7 @@ from autosp_ir.ir.verify_types import same_type
 from autosp_ir.rewrite.layouts import layouts_of
 from autosp_ir.rewrite.operations import Operations
 from autosp_ir.rewrite.rewriter import Rewriter
-from autosp_ir.rewrite.rules import Match, Rule, with_rewriter
+from autosp_ir.rewrite.rules import Match, Rule
 
 
 class Results:
@@ -99,8 +99,7 @@ def _made(rule: Rule, match: Match, rewriter: Rewriter) -> tuple[Value | None, .
         value = rewriter.create(name, given, kwargs)
         return Results(value, rewriter) if isinstance(value.type, TupleType) else value
 
-    seen = with_rewriter(match, rewriter)
-    scope = {**match.bindings, "op": Operations(create), "match": seen}
+    scope = {**match.bindings, "op": Operations(create), "match": match, "rewriter": rewriter}
     returned = rule.call("its replacement", rule.builder, rule.builder_parameters, scope)
     single = len(match.roots) == 1
     made = (returned,) if single or returned is None else returned

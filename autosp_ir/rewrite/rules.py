@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,6 @@ from autosp_ir.ir.ops import OpDef
 from autosp_ir.ir.program import Program
 from autosp_ir.rewrite.matching import Matcher, Watcher
 from autosp_ir.rewrite.pattern import Operation, Pattern, depth_of, operations_of, options_of, variables_of
-from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_ir.rewrite.tracing import trace
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -45,7 +44,6 @@ class Match:
         nodes: Every node that the pattern matched, in program order.
         bindings: The variables: values, attributes, and what `let` made of them.
         anchor: In front of which node the replacement goes.
-        rewriter: For changes in place; while a replacement runs.
     """
 
     program: Program
@@ -53,7 +51,6 @@ class Match:
     nodes: tuple[Node, ...]
     bindings: dict[str, Any]
     anchor: Node
-    rewriter: Rewriter | None = None
 
     @property
     def root(self) -> Node:
@@ -98,7 +95,7 @@ class Rule:
         self.builder: Callable[..., Any] | None = None
         self.builder_parameters: tuple[str, ...] = ()
         self._variables = {name for root in roots for name in variables_of(root)}
-        for reserved in ("op", "match"):
+        for reserved in ("op", "match", "rewriter"):
             if reserved in self._variables:
                 raise self.error(f"a variable cannot be called {reserved!r}", "choose another name")
 
@@ -133,10 +130,10 @@ class Rule:
     def replacement(self, function: Function) -> Function:
         """Decorate the function that makes the replacement from the variables it names.
 
-        `op` makes nodes as in the pattern, `match` is the whole `Match`. It returns one value for each root, a tuple
-        if there are several; None keeps a root that was changed in place through `match.rewriter`.
+        `op` makes nodes as in the pattern, `match` is the whole `Match`, `rewriter` is for everything else. It returns
+        one value for each root, a tuple if there are several; None keeps a root that it changed in place.
         """
-        self.builder_parameters = self._parameters(function, ("op", "match"))
+        self.builder_parameters = self._parameters(function, ("op", "match", "rewriter"))
         self.builder = function
         return function
 
@@ -276,9 +273,4 @@ def location_of(function: Callable[..., Any]) -> str:
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code is not None else repr(function)
 
 
-def with_rewriter(match: Match, rewriter: Rewriter) -> Match:
-    """The match, as its replacement sees it."""
-    return replace(match, rewriter=rewriter)
-
-
-__all__ = ["Condition", "Match", "Rule", "location_of", "rule", "with_rewriter"]
+__all__ = ["Condition", "Match", "Rule", "location_of", "rule"]
