@@ -91,21 +91,21 @@ def exact_rules() -> list[air.Rule]:
 
 def searching_rules(count: int) -> list[air.Rule]:
     """Rules of two and three operations that look at common shapes of a decoder and are refused by a condition."""
+    chains = [(inner, outer, None) for inner, outer in _CHAINS.items()]
+    chains += [(*pair, end) for end in ("aten.mul.Tensor", "aten.view", "aten.add.Tensor") for pair in _CHAINS.items()]
     rules = []
-    for depth in (2, 3):
-        for inner, outer in _CHAINS.items():
-            for other in ("aten.mul.Tensor", "aten.add.Tensor", "aten.view"):
+    for inner, outer, end in chains[:count]:
 
-                def pattern(op, x, inner=inner, outer=outer, other=other, depth=depth):  # type: ignore[no-untyped-def]
-                    made = op.one_of(outer)(op.one_of(inner)(x, ...).shared(), ...)
-                    made = made.commuted() if outer == "aten.mul.Tensor" else made
-                    return made if depth == 2 else op.one_of(other)(made.shared(), ...)
+        def pattern(op, x, inner=inner, outer=outer, end=end):  # type: ignore[no-untyped-def]
+            made = op.one_of(outer)(op.one_of(inner)(x, ...).shared(), ...)
+            made = made.commuted() if outer == "aten.mul.Tensor" else made
+            return made if end is None else op.one_of(end)(made.shared(), ...)
 
-                rule = air.rule(f"search-{depth}-{inner}-{outer}-{other}")(pattern)
-                rule.where("never")(lambda: False)
-                rule.replacement(lambda x: x)
-                rules.append(rule)
-    return rules[::2][:count]
+        rule = air.rule(f"search-{inner}-{outer}-{end}")(pattern)
+        rule.where("never")(lambda: False)
+        rule.replacement(lambda x: x)
+        rules.append(rule)
+    return rules
 
 
 def joint_program(layers: int, tokens: int) -> air.Program:

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from autosp_ir.errors import RuleError, TerminationError
 from autosp_ir.ir.graph import Node, Value
-from autosp_ir.ir.ops import OpDef
+from autosp_ir.ir.ops import OpDef, Trait
 from autosp_ir.ir.program import Program
 from autosp_ir.rewrite.application import apply_rule
 from autosp_ir.rewrite.lineage import Lineages
@@ -108,6 +108,7 @@ class GreedyDriver:
         self._queue: deque[Node] = deque()
         self._waiting: set[Node] = set()
         self._lineages = Lineages()
+        self._writes = any(node.op.has(Trait.MUTATES) for node in self._graph.nodes)
 
     def run(self) -> None:
         """Rewrite until a visit of the whole program rewrites nothing.
@@ -131,7 +132,7 @@ class GreedyDriver:
         for rule in self._by_op.get(node.op, ()):
             counted = self.statistics.rules[rule.name]
             started = time.perf_counter()
-            match = rule.match(node, self._rewriter.program)
+            match = rule.match(node, self._rewriter.program, writes=self._writes)
             if match is not None:
                 self._apply(rule, match)
                 counted.hits += 1
@@ -148,12 +149,14 @@ class GreedyDriver:
         first_new = self._graph.next_id
         made = apply_rule(rule, match, self._rewriter)
         self.statistics.rewrites += 1
-        self._lineages.note_created(self._created(made, first_new))
+        created = self._created(made, first_new)
+        self._writes = self._writes or any(node.op.has(Trait.MUTATES) for node in created)
+        self._lineages.note_created(created)
         for root, new, key in zip(match.roots, made, before, strict=True):
             undone = self._lineages.step(rule.name, key, root, new)
             if undone:
                 raise self._undone(undone, root if new is None else new.producer)
-        self._revisit(match, made, first_new, read)
+        self._revisit(match, made, created, read)
 
     def _created(self, made: Iterable[Value | None], first_new: int) -> list[Node]:
         """The nodes that a rewrite made, operands first."""
@@ -166,9 +169,10 @@ class GreedyDriver:
                 pending.extend(value.producer for value in node.operands)
         return self._graph.ordered(found)
 
-    def _revisit(self, match: Match, made: Sequence[Value | None], first_new: int, read: Iterable[Value]) -> None:
-        changed = [root for root in match.roots if not root.erased]
-        changed += self._created(made, first_new)
+    def _revisit(
+        self, match: Match, made: Sequence[Value | None], created: Iterable[Node], read: Iterable[Value]
+    ) -> None:
+        changed = [*(root for root in match.roots if not root.erased), *created]
         changed += [user for value in made if value is not None for user in value.users]
         reach = dict.fromkeys(changed)
         level = list(reach)

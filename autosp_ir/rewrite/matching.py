@@ -51,16 +51,18 @@ class Matcher:
 
     Args:
         watch: Called with each mismatch; None when nobody asks for reasons.
+        writes: Whether the program may have nodes that write to their operands.
 
     Attributes:
         bindings: The variables bound so far.
         nodes: The operations of the pattern matched so far.
     """
 
-    def __init__(self, watch: Watcher | None = None) -> None:
+    def __init__(self, watch: Watcher | None = None, writes: bool = True) -> None:
         self.bindings: dict[str, Any] = {}
         self.nodes: dict[Operation, Node] = {}
         self._watch = watch
+        self._writes = writes
         self._argument = ""
 
     def roots(self, patterns: Sequence[Pattern], first: Value) -> Iterator[tuple[Node, ...]]:
@@ -268,7 +270,7 @@ class Matcher:
 
     def _undisturbed(self, roots: tuple[Node, ...]) -> bool:
         """Whether nothing is written between the first and the last node: the replacement reads at one place."""
-        if len(self.nodes) == 1:
+        if not self._writes or len(self.nodes) == 1:
             return True
         ordered = roots[0].graph.ordered(self.nodes.values())
         node: Node | None = ordered[0]

@@ -137,13 +137,14 @@ class Rule:
         self.builder = function
         return function
 
-    def match(self, node: Node, program: Program, watch: Watcher | None = None) -> Match | None:
+    def match(self, node: Node, program: Program, watch: Watcher | None = None, *, writes: bool = True) -> Match | None:
         """Match at a node.
 
         Args:
             node: What the first root has to be.
             program: Its program.
             watch: Called with each mismatch.
+            writes: Whether the program may have nodes that write to their operands; looking for them takes time.
 
         Returns:
             The first match whose conditions hold, or None.
@@ -153,7 +154,7 @@ class Rule:
         """
         if not node.results:
             return None
-        matcher = Matcher(watch)
+        matcher = Matcher(watch, writes)
         for roots in matcher.roots(self.roots, node.result):
             bindings = dict(matcher.bindings)
             anchor = anchor_of(roots, bindings.values())
