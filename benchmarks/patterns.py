@@ -91,7 +91,7 @@ def exact_rules() -> list[air.Rule]:
 
 def searching_rules(count: int) -> list[air.Rule]:
     """Rules of two and three operations that look at common shapes of a decoder and are refused by a condition."""
-    chains = [(inner, outer, None) for inner, outer in _CHAINS.items()]
+    chains: list[tuple[str, str, str | None]] = [(inner, outer, None) for inner, outer in _CHAINS.items()]
     chains += [(*pair, end) for end in ("aten.mul.Tensor", "aten.view", "aten.add.Tensor") for pair in _CHAINS.items()]
     rules = []
     for inner, outer, end in chains[:count]:

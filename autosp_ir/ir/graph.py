@@ -120,6 +120,13 @@ def map_values(structure: Any, fn: Callable[[Value], Any]) -> Any:
     return structure
 
 
+def values_in(structure: Any) -> list[Value]:
+    """Every `Value` in nested args, in order, with multiplicity."""
+    found: list[Value] = []
+    _collect(structure, found)
+    return found
+
+
 def _collect(structure: Any, into: list[Value]) -> None:
     if isinstance(structure, Value):
         into.append(structure)
@@ -533,4 +540,4 @@ class Graph:
         return f"<Graph of {len(self)} nodes>"
 
 
-__all__ = ["Graph", "Node", "Origin", "Phase", "Use", "Value", "map_values"]
+__all__ = ["Graph", "Node", "Origin", "Phase", "Use", "Value", "map_values", "values_in"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.graph import Node, Value, values_in
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.printer import format_type
 from autosp_ir.ir.types import TupleType
@@ -41,7 +41,8 @@ class Results:
 def apply_rule(rule: Rule, match: Match, rewriter: Rewriter) -> tuple[Value | None, ...]:
     """Replace what a rule matched, as one rewrite of the rule's name.
 
-    The replacement goes in front of the match's anchor and takes origin and phase from there. Types and layouts are
+    The replacement goes in front of the match's anchor, and behind a root that it reads; it takes origin and phase from
+    the anchor. Types and layouts are
     inferred; what is replaced and what replaces it must have the same. Matched nodes that nothing reads any more are
     erased, and what only they read.
 
@@ -60,8 +61,7 @@ def apply_rule(rule: Rule, match: Match, rewriter: Rewriter) -> tuple[Value | No
     first_new, version = graph.next_id, graph.version
     with rewriter.rewrite(rule.name):
         try:
-            with rewriter.before(match.anchor):
-                made = _made(rule, match, rewriter)
+            made = _made(rule, match, rewriter)
             if graph.version == version and all(new is None for new in made):
                 raise rule.error("its replacement changed nothing", "return what replaces the root", match.root)
             for root, new in zip(match.roots, made, strict=True):
@@ -94,13 +94,20 @@ def _made(rule: Rule, match: Match, rewriter: Rewriter) -> tuple[Value | None, .
     if rule.builder is None:
         raise rule.error("it has no replacement", "decorate one with .replacement")
 
+    point = rewriter.before(match.anchor)
+
     def create(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = tuple(item.value if isinstance(item, Results) else item for item in args)
+        read = [value.producer for value in values_in((given, kwargs)) if value.producer in match.roots]
+        if read:
+            # What wraps a root goes behind it.
+            point.last = rewriter.graph.ordered([*read, point.last or match.anchor])[-1]
         value = rewriter.create(name, given, kwargs)
         return Results(value, rewriter) if isinstance(value.type, TupleType) else value
 
     scope = {**match.bindings, "op": Operations(create), "match": match, "rewriter": rewriter}
-    returned = rule.call("its replacement", rule.builder, rule.builder_parameters, scope)
+    with point:
+        returned = rule.call("its replacement", rule.builder, rule.builder_parameters, scope)
     single = len(match.roots) == 1
     made = (returned,) if single or returned is None else returned
     if returned is None:
@@ -123,6 +130,12 @@ def _check(rule: Rule, root: Node, new: Value | None, rewriter: Rewriter) -> Non
     after = root.result.type if new is None else new.type
     if new is not None and new.producer.graph is not root.graph:
         raise rule.error(f"%{new.name} belongs to another program", "use the variables of the match", root)
+    if new is not None and not _defined_in_time(root, new):
+        raise rule.error(
+            f"what replaces %{root.name} is %{new.name}, which comes too late for its readers",
+            "ask for roots in program order: where(…)(lambda match: match.in_order)",
+            root,
+        )
     if same_type(before, after, rewriter.program.fake_mode.shape_env) and layouts_of(before) == layouts_of(after):
         return
     raise rule.error(
@@ -130,6 +143,28 @@ def _check(rule: Rule, root: Node, new: Value | None, rewriter: Rewriter) -> Non
         "ask for the types and layouts that it relies on with having() or where()",
         root,
     )
+
+
+def _defined_in_time(root: Node, new: Value) -> bool:
+    """Whether a value is there before anything reads the root, except on the way to the value itself."""
+    ordered = root.graph.ordered([new.producer, root])
+    if ordered[0] is new.producer or not root.users:
+        return True
+    late = [user for user in root.users if root.graph.ordered([user, new.producer])[0] is user]
+    return all(_leads_to(user, new.producer) for user in late if user is not new.producer)
+
+
+def _leads_to(node: Node, target: Node) -> bool:
+    """Whether `target` is computed from `node`."""
+    pending, seen = [target], set()
+    while pending:
+        current = pending.pop()
+        if current is node:
+            return True
+        if current not in seen and node.graph.ordered([node, current])[0] is node:
+            seen.add(current)
+            pending.extend(value.producer for value in current.operands)
+    return False
 
 
 def _discard(rewriter: Rewriter, first_new: int) -> None:

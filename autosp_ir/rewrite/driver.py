@@ -152,8 +152,11 @@ class GreedyDriver:
         created = self._created(made, first_new)
         self._writes = self._writes or any(node.op.has(Trait.MUTATES) for node in created)
         self._lineages.note_created(created)
+        in_place = all(new is None for new in made)
         for root, new, key in zip(match.roots, made, before, strict=True):
-            undone = self._lineages.step(rule.name, key, root, new)
+            if new is None and not in_place:
+                continue
+            undone = self._lineages.step(rule.name, key, root, new, created)
             if undone:
                 raise self._undone(undone, root if new is None else new.producer)
         self._revisit(match, made, created, read)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import Any
 
 from autosp_ir.ir.graph import Node, Value
@@ -19,7 +19,7 @@ class Lineages:
     """The history of values that rewrites made.
 
     A value has a key: its expression down to nodes that no rewrite made. When a value is replaced by one whose key it
-    had before, or one before it, the rewrites in between have led nowhere.
+    had before, or one that it replaced, the rewrites in between have led nowhere.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Lineages:
             return node.id
         return (node.op, self._frozen(node.args, depth), self._frozen(dict(node.kwargs), depth))
 
-    def step(self, rule: str, before: Hashable, root: Node, new: Value | None) -> list[str]:
+    def step(self, rule: str, before: Hashable, root: Node, new: Value | None, created: Collection[Node]) -> list[str]:
         """Note that a rule replaced a root, or changed it in place.
 
         Args:
@@ -46,6 +46,7 @@ class Lineages:
             before: The root's key before that.
             root: The root.
             new: What replaced it; None when it was changed in place.
+            created: What the rewrite made.
 
         Returns:
             The rules that led from an earlier state of the value back to it; empty while it is new.
@@ -54,13 +55,14 @@ class Lineages:
         node = root if new is None else new.producer
         if new is None:
             self._made.add(root)
-        history = (*self._before.get(root, ()), (before, rule))
-        if node is not root:
-            history = (*self._before.get(node, ()), *history)
-        history = history[-_REMEMBERED:]
-        self._before[node] = history
+        history = (*self._before.get(root, ()), (before, rule))[-_REMEMBERED:]
         after = self.key(node.result)
-        earlier = [i for i, (key, _) in enumerate(history) if key == after]
+        if node is root or node in created:
+            self._before[node] = history
+            earlier = [i for i, (key, _) in enumerate(history) if key == after]
+        else:
+            # Two equal values may well become one; a value that becomes what it was made from has come full circle.
+            earlier = [i for i, (key, _) in enumerate(history[:-1]) if key == after]
         return [name for _, name in history[earlier[-1] :]] if earlier else []
 
     def recent(self) -> list[tuple[str, int]]:

@@ -57,6 +57,11 @@ class Match:
         """The node of the first root."""
         return self.roots[0]
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the roots come in the program in the order in which the pattern returns them."""
+        return self.root.graph.ordered(self.roots) == list(self.roots)
+
 
 @dataclass(frozen=True)
 class Condition:

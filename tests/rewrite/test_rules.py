@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import autosp_ir as air
+from autosp_ir.comm.rules.base import rule as attach_layout_rule
 from autosp_ir.ir.graph import Origin
 from autosp_ir.ir.program import Program
 from autosp_ir.rewrite import RewriteEvent
@@ -185,6 +186,29 @@ def test_a_replacement_of_another_type_is_an_error_of_the_rule() -> None:
     assert str(program) == before
 
 
+def test_a_replacement_may_wrap_what_it_replaces() -> None:
+    wrap = air.rule("wrap")(lambda op, x: op.aten.relu(x).named("y"))
+    wrap.where("it is not wrapped")(lambda match: not any(n.is_op("aten.abs") for n in match.root.users))
+    wrap.replacement(lambda op, y: op.aten.abs(y))
+    program = chain("aten.relu", "aten.neg")
+    assert air.apply_rules([wrap], program).rewrites == 1
+    program.verify()
+    assert names(program) == ["aten.relu", "aten.abs", "aten.neg"]
+
+
+def test_a_replacement_that_comes_too_late_is_an_error_of_the_rule() -> None:
+    late = air.rule("late")(lambda op, x: (op.aten.neg(x), op.aten.abs(x).named("y")))
+    late.replacement(lambda y: (y, None))
+    b = air.ProgramBuilder()
+    x = b.input("x", (2, 3))
+    b.output(b.aten.relu(b.aten.neg(x)), b.aten.abs(x))
+    program = b.build()
+    before = str(program)
+    with pytest.raises(air.RuleError, match=r"the rule 'late'.*comes too late"):
+        air.apply_rules([late], program)
+    assert str(program) == before
+
+
 def test_a_replacement_of_another_layout_is_an_error_of_the_rule() -> None:
     b = air.ProgramBuilder(mesh={"sp": 2})
     x = b.autosp.invariant_to_replicate(b.input("x", (2, 8)), "sp", 2)
@@ -216,6 +240,10 @@ def test_a_replacement_that_fails_names_the_rule_and_leaves_the_program_alone(bu
     with pytest.raises(air.RuleError, match="the rule 'broken'") as error:
         air.apply_rules([rule], program)
     assert said in str(error.value) and str(program) == before
+
+
+def test_layout_rules_have_a_decorator_of_their_own() -> None:
+    assert air.layout_rule is attach_layout_rule and air.rule is not attach_layout_rule
 
 
 def test_malformed_rules_are_refused() -> None:
@@ -296,6 +324,19 @@ def test_several_roots_are_replaced_together() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_equal_values_become_one_however_often_they_were_made_by_rules() -> None:
+    same = air.rule("share")(lambda op, x: (op.aten.neg(x).named("first"), op.aten.neg(x)))
+    same.where("the first one stays")(lambda match: match.in_order)
+    same.replacement(lambda first: (None, first))
+    b = air.ProgramBuilder()
+    x = b.input("x", (2, 3))
+    b.output(*(b.aten.relu(b.aten.abs(x)) for _ in range(5)))
+    program = b.build()
+    statistics = air.apply_rules([replaces("abs-to-neg", "aten.abs", "neg"), same], program)
+    program.verify()
+    assert names(program).count("aten.neg") == 1 and statistics["share"].hits == 4
+
+
 def test_roots_between_which_a_reader_stands_are_left_alone() -> None:
     def pattern(op: Any, x: Any, v: Any, w: Any) -> Any:
         return op.aten.mm(x, v), op.aten.mm(x, w)
@@ -331,6 +372,22 @@ def test_a_pass_that_never_ends_is_named() -> None:
     with pytest.raises(air.TerminationError, match="undo each other") as error:
         air.PassManager([Quarrel]).run(chain("aten.abs"))
     assert error.value.pass_name == "quarrel"
+
+
+def test_an_instrument_adds_rules_up_over_pipelines() -> None:
+    rules = air.instruments.Rules()
+
+    class Tidy(air.RulePass):
+        """One rule."""
+
+        name = "tidy-twice"
+        rules = (double_negation,)
+
+    for _ in range(2):
+        air.PassManager([Tidy], instruments=[rules]).run(chain("aten.neg", "aten.neg"))
+    done = rules.done["tidy-twice", "drop-double-negation"]
+    assert (done.hits, done.tries) == (2, 4) and done.ms > 0
+    assert "tidy-twice  drop-double-negation" in str(rules)
 
 
 def test_rules_count_in_the_context_of_a_pass() -> None:
