@@ -14,6 +14,7 @@ from autosp_ir.ir.program import Program
 from autosp_ir.rewrite import RewriteEvent
 from autosp_ir.rewrite.rules import Rule
 from tests.comm.random_layouts import random_pair
+from tests.models.transformers_zoo import llama
 from tests.rewrite.rule_library import EXACT, double_negation, double_transpose, factor_out, subtract, unit_factor
 
 torch.set_num_threads(1)
@@ -243,7 +244,8 @@ def test_a_replacement_that_fails_names_the_rule_and_leaves_the_program_alone(bu
 
 
 def test_layout_rules_have_a_decorator_of_their_own() -> None:
-    assert air.layout_rule is attach_layout_rule and air.rule is not attach_layout_rule
+    assert air.layout_rule is attach_layout_rule
+    assert isinstance(air.rule("one")(lambda op, x: op.aten.neg(x)), Rule)
 
 
 def test_malformed_rules_are_refused() -> None:
@@ -448,6 +450,24 @@ def tried(seed: int) -> tuple[Program, dict[str, Any]]:
     b.output(*values[-4:])
     batch = {name: torch.randn(4, 4, dtype=torch.float64, generator=generator) for name in "xyz"}
     return b.build(), batch
+
+
+@air.rule("drop-double-t")
+def double_t(op: Any, x: air.Value) -> Any:
+    return op.aten.t(op.aten.t(x).shared())
+
+
+double_t.replacement(lambda x: x)
+
+
+def test_rules_keep_the_joint_program_of_a_model_exact() -> None:
+    model, batch = llama()
+    program = air.capture(model, batch)
+    tidy = air.register_pass("tidy-joint", stage="joint", rules=[double_t, *EXACT])
+    before = "canonicalize,pad-tokens,token-partition,ulysses,differentiate"
+    result = air.PassManager([before, tidy, "remat,grad-sync,lower-comm"]).run(program, mesh={"sp": 2})
+    assert result.statistics["tidy-joint"]["drop-double-t"] > 4
+    air.testing.assert_equivalent(model, result.program, batch)
 
 
 def test_factoring_and_subtraction_are_found() -> None:
