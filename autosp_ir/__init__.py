@@ -12,7 +12,7 @@ from autosp_ir.analysis.liveness import liveness
 from autosp_ir.analysis.token_axis import token_factors
 from autosp_ir.capture.fx_import import import_graph
 from autosp_ir.capture.program import capture
-from autosp_ir.comm.rules.base import rule
+from autosp_ir.comm.rules.base import rule as layout_rule
 from autosp_ir.emit.parallelize import emit, parallelize
 from autosp_ir.errors import (
     AutoSPError,
@@ -23,8 +23,10 @@ from autosp_ir.errors import (
     ParseError,
     PassError,
     PipelineError,
+    RuleError,
     RuntimeMismatchError,
     SimulationError,
+    TerminationError,
     UnsupportedError,
     VerifyError,
 )
@@ -41,6 +43,7 @@ from autosp_ir.pipeline import (
     PassManager,
     PassResult,
     Remark,
+    RulePass,
     format_pipeline,
     get_pass,
     instruments,
@@ -49,7 +52,11 @@ from autosp_ir.pipeline import (
     registered_passes,
 )
 from autosp_ir.rewrite.builder import ProgramBuilder
+from autosp_ir.rewrite.driver import apply_rules
+from autosp_ir.rewrite.explain import explain
+from autosp_ir.rewrite.pattern import Pattern
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_ir.rewrite.rules import Match, Rule, rule
 from autosp_ir.sim.lockstep import Simulation, simulate
 
 __version__ = "0.1.0"
@@ -67,6 +74,7 @@ __all__ = [
     "Invariant",
     "Layout",
     "LayoutError",
+    "Match",
     "Node",
     "OpDef",
     "Origin",
@@ -79,6 +87,7 @@ __all__ = [
     "PassError",
     "PassManager",
     "PassResult",
+    "Pattern",
     "Phase",
     "PipelineError",
     "Placement",
@@ -87,6 +96,9 @@ __all__ = [
     "Remark",
     "Replicate",
     "Rewriter",
+    "Rule",
+    "RuleError",
+    "RulePass",
     "RuntimeMismatchError",
     "Shard",
     "Signature",
@@ -94,16 +106,20 @@ __all__ = [
     "SimulationError",
     "Stage",
     "TensorType",
+    "TerminationError",
     "Trait",
     "UnsupportedError",
     "Value",
     "VerifyError",
+    "apply_rules",
     "capture",
     "emit",
+    "explain",
     "format_pipeline",
     "get_pass",
     "import_graph",
     "instruments",
+    "layout_rule",
     "liveness",
     "parallelize",
     "parse",

@@ -75,6 +75,14 @@ class PassError(AutoSPError):
     """A pass failed or produced an invalid program."""
 
 
+class RuleError(PassError):
+    """A rewriting rule is malformed, or what it makes does not fit where it would stand."""
+
+
+class TerminationError(PassError):
+    """Rewriting does not come to an end: rules undo each other, or make ever more work."""
+
+
 class PipelineError(AutoSPError):
     """A pipeline is malformed: an unknown pass or option, or passes in an order that cannot work."""
 

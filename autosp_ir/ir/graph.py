@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,6 +118,13 @@ def map_values(structure: Any, fn: Callable[[Value], Any]) -> Any:
     if isinstance(structure, slice):
         return slice(map_values(structure.start, fn), map_values(structure.stop, fn), map_values(structure.step, fn))
     return structure
+
+
+def values_in(structure: Any) -> list[Value]:
+    """Every `Value` in nested args, in order, with multiplicity."""
+    found: list[Value] = []
+    _collect(structure, found)
+    return found
 
 
 def _collect(structure: Any, into: list[Value]) -> None:
@@ -297,6 +304,11 @@ class Graph:
         return self._next_id - 1
 
     @property
+    def next_id(self) -> int:
+        """The id that the next node will get: every node made from now on has at least this one."""
+        return self._next_id
+
+    @property
     def nodes(self) -> Iterator[Node]:
         """Iterate in order; the current node may be erased and nodes may be inserted while iterating."""
         node = self._root._next
@@ -342,6 +354,10 @@ class Graph:
         if self._index is None:
             self._index = {n: i for i, n in enumerate(self.nodes)}
         return self._index
+
+    def ordered(self, nodes: Iterable[Node]) -> list[Node]:
+        """The distinct `nodes` in program order, found without counting."""
+        return sorted(set(nodes), key=lambda n: n._order)
 
     def unique_name(self, hint: str) -> str:
         """A name not taken in this graph, from `hint`."""
@@ -524,4 +540,4 @@ class Graph:
         return f"<Graph of {len(self)} nodes>"
 
 
-__all__ = ["Graph", "Node", "Origin", "Phase", "Use", "Value", "map_values"]
+__all__ = ["Graph", "Node", "Origin", "Phase", "Use", "Value", "map_values", "values_in"]

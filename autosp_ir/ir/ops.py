@@ -209,16 +209,27 @@ def op_by_name(name: str) -> OpDef:
         return found
     target, kind = _resolve(name)
     if kind is None:
-        close = difflib.get_close_matches(name, _known_names(name), n=1)
+        close = difflib.get_close_matches(name, _known_names(name), n=1, cutoff=0.5)
         suggestion = f"did you mean {close[0]!r}?" if close else "register it with air.register_op"
         raise AutoSPError(f"unknown operation {name!r}", hint=suggestion)
     return op_for_target(target, kind)
 
 
 def _known_names(name: str) -> list[str]:
-    namespace = name.split(".", 1)[0]
+    namespace, _, rest = name.partition(".")
+    overloads = _overloads(namespace, rest.partition(".")[0])
+    if overloads:
+        return overloads
     packet_names = [f"{namespace}.{n}" for n in dir(getattr(torch.ops, namespace, object()))]
     return sorted({*_by_name, *packet_names})
+
+
+def _overloads(namespace: str, base: str) -> list[str]:
+    """The IR names of a torch operator's overloads, the default one first; empty when there is no such operator."""
+    packet = getattr(getattr(torch.ops, namespace, None), base, None)
+    if not isinstance(packet, OpOverloadPacket):
+        return []
+    return sorted(_overload_name(getattr(packet, overload)) for overload in packet.overloads())
 
 
 def _resolve(name: str) -> tuple[Any, str | None]:

@@ -13,6 +13,7 @@ from autosp_ir.pipeline.registry import (
     register_pass,
     registered_passes,
 )
+from autosp_ir.pipeline.rule_pass import RulePass
 from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
 from autosp_ir.pipeline.trace import PassRecord, Trace
 
@@ -26,6 +27,7 @@ __all__ = [
     "PassRecord",
     "PassResult",
     "Remark",
+    "RulePass",
     "Trace",
     "failed_passes",
     "format_pipeline",

@@ -19,6 +19,7 @@ from autosp_ir.pipeline.analysis import AnalysisCache, AnalysisLike
 from autosp_ir.pipeline.options import make_options, render_pass
 from autosp_ir.rewrite.events import Listener
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_ir.rewrite.statistics import RewriteStatistics, RuleStatistics
 
 T = TypeVar("T")
 StageLike = Stage | Literal["forward", "joint", "lowered"]
@@ -186,6 +187,7 @@ class PassContext:
     remarks: list[Remark] = field(default_factory=list)
     statistics: dict[str, int] = field(default_factory=dict)
     analyses: AnalysisCache = field(default_factory=AnalysisCache)
+    rules: dict[str, RuleStatistics] = field(default_factory=dict)
     _rewriters: list[Rewriter] = field(default_factory=list)
 
     def rewriter(self, program: Program) -> Rewriter:
@@ -221,6 +223,13 @@ class PassContext:
     def count(self, key: str, n: int = 1) -> None:
         """Add `n` to a statistic of the running pass."""
         self.statistics[key] = self.statistics.get(key, 0) + n
+
+    def count_rules(self, statistics: RewriteStatistics) -> None:
+        """Add what rules did: hits to the statistics of the running pass, all of it to its record in the trace."""
+        for name, done in statistics.rules.items():
+            self.rules.setdefault(name, RuleStatistics()).add(done)
+            if done.hits:
+                self.count(name, done.hits)
 
     def analysis(self, kind: AnalysisLike[T], program: Program | None = None) -> T:
         """The result of an analysis, computed again only when the program changed.

@@ -11,6 +11,7 @@ from autosp_ir.ir.verify import effect_order, verify_program
 from autosp_ir.pipeline.base import Pass
 from autosp_ir.pipeline.trace import PassRecord, Trace
 from autosp_ir.rewrite.events import RewriteEvent
+from autosp_ir.rewrite.statistics import RuleStatistics
 
 
 class Instrument:
@@ -108,6 +109,26 @@ class Statistics(Instrument):
         )
 
 
+class Rules(Instrument):
+    """Adds up tries, hits and milliseconds of rewriting rules, over every pipeline it is given to.
+
+    Attributes:
+        done: By pass and rule.
+    """
+
+    def __init__(self) -> None:
+        self.done: dict[tuple[str, str], RuleStatistics] = {}
+
+    def after_pass(self, pass_: Pass, program: Program, record: PassRecord) -> None:
+        """Add what the pass's rules did."""
+        for name, done in record.rules.items():
+            self.done.setdefault((record.name, name), RuleStatistics()).add(done)
+
+    def __str__(self) -> str:
+        rows = sorted(self.done.items(), key=lambda row: -row[1].ms)
+        return "\n".join(f"{p}  {rule}  {s.hits} of {s.tries}  {s.ms:.1f} ms" for (p, rule), s in rows)
+
+
 class PrintIR(Instrument):
     """Writes the program to numbered files: `00-input.ir`, then one per pass that changed it.
 
@@ -141,4 +162,4 @@ def _operations(program: Program) -> Counter[str]:
     return Counter(node.op.name for node in program.graph.nodes)
 
 
-__all__ = ["Instrument", "PrintIR", "Statistics", "Timing", "Verify"]
+__all__ = ["Instrument", "PrintIR", "Rules", "Statistics", "Timing", "Verify"]

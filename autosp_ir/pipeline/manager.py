@@ -18,6 +18,7 @@ from autosp_ir.pipeline.check import check_mesh, check_pipeline
 from autosp_ir.pipeline.instrument import Instrument, Verify
 from autosp_ir.pipeline.registry import format_pipeline, parse_pipeline
 from autosp_ir.pipeline.trace import PassRecord, Trace
+from autosp_ir.rewrite.statistics import RuleStatistics
 
 _logger = logging.getLogger("autosp_ir.pipeline")
 
@@ -30,7 +31,7 @@ class PassResult:
         program: The rewritten program; the argument of `run` is untouched.
         trace: One record per pass, with its rewrites.
         remarks: What the passes said, in order.
-        statistics: What each pass counted, by pass name.
+        statistics: What each pass counted, by pass name; the hits of its rules among it.
         timings: Seconds by pass name, without verification and instruments.
     """
 
@@ -39,6 +40,15 @@ class PassResult:
     remarks: list[Remark]
     statistics: dict[str, dict[str, int]]
     timings: dict[str, float]
+
+    @property
+    def rules(self) -> dict[str, dict[str, RuleStatistics]]:
+        """Tries, hits and milliseconds by pass and rule; passes without rules are left out."""
+        totals: dict[str, dict[str, RuleStatistics]] = {}
+        for record in self.trace:
+            for name, done in record.rules.items():
+                totals.setdefault(record.name, {}).setdefault(name, RuleStatistics()).add(done)
+        return totals
 
 
 class PassManager:
@@ -117,7 +127,7 @@ class PassManager:
 
     def _run_one(self, pass_: Pass, program: Program, ctx: PassContext, fingerprint: str) -> PassRecord:
         record = PassRecord(pass_.name, str(pass_))
-        ctx.pass_name, ctx.statistics = pass_.name, record.statistics
+        ctx.pass_name, ctx.statistics, ctx.rules = pass_.name, record.statistics, record.rules
         ctx.listeners = (record.rewrites.append, *(i.on_rewrite for i in self.instruments))
         stage, facts, bindings = program.stage, set(program.facts), bindings_of(program)
         for instrument in self.instruments:

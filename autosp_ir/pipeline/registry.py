@@ -7,6 +7,7 @@ that fails to import takes no other down, and is reported when it is the one ask
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from importlib.metadata import EntryPoint, entry_points
@@ -18,7 +19,9 @@ from autosp_ir.errors import PassError, PipelineError
 from autosp_ir.ir.program import Program, Stage
 from autosp_ir.pipeline.base import Pass, PassContext, StageLike
 from autosp_ir.pipeline.options import read_options, render_pass
+from autosp_ir.pipeline.rule_pass import RulePass
 from autosp_ir.pipeline.spec import closest, excerpt, parse_spec
+from autosp_ir.rewrite.rules import Rule
 
 ENTRY_POINT_GROUP = "autosp_ir.passes"
 
@@ -225,14 +228,31 @@ def register_pass(
     conflicts: AbstractSet[str] | None = None,
     registry: Registry = REGISTRY,
 ) -> PassDecorator: ...
-def register_pass(name: Any = None, /, *, registry: Registry = REGISTRY, **attributes: Any) -> Any:
+@overload
+def register_pass(
+    name: str,
+    /,
+    *,
+    rules: Sequence[Rule],
+    stage: StageLike | Sequence[StageLike] | None = None,
+    requires: AbstractSet[str] | None = None,
+    provides: AbstractSet[str] | None = None,
+    removes: AbstractSet[str] | None = None,
+    conflicts: AbstractSet[str] | None = None,
+    registry: Registry = REGISTRY,
+) -> type[RulePass]: ...
+def register_pass(
+    name: Any = None, /, *, rules: Sequence[Rule] | None = None, registry: Registry = REGISTRY, **attributes: Any
+) -> Any:
     """Register a pass: `@register_pass("my-pass", stage="forward")` on a function, or on a `Pass` subclass.
 
     A function takes `(program, ctx)`, and options as keyword-only parameters with annotations and defaults; it
-    becomes a `Pass` subclass, so `PassManager([my_pass(option=1)])` and `"my-pass{option=1}"` both work.
+    becomes a `Pass` subclass, so `PassManager([my_pass(option=1)])` and `"my-pass{option=1}"` both work. With
+    `rules=[…]` nothing is decorated: `tidy = register_pass("tidy", stage="joint", rules=[…])` is the pass.
 
     Args:
         name: Name in kebab-case; a class may set its own.
+        rules: Rewriting rules that the pass consists of.
         registry: Where to register.
         **attributes: `stage`, `produces`, `requires`, `provides`, `removes`, `conflicts`, as in `Pass`.
 
@@ -243,11 +263,16 @@ def register_pass(name: Any = None, /, *, registry: Registry = REGISTRY, **attri
         registry.add(_as_pass(name, {}))
         return name
     given = {k: v for k, v in {"name": name, **attributes}.items() if v is not None}
-
-    def decorate(defined: Any) -> type[Pass]:
-        made = _as_pass(defined, given)
+    if rules is not None:
+        body = {**given, "rules": tuple(rules), "__doc__": f"Rules: {', '.join(rule.name for rule in rules)}."}
+        made = type(str(name), (RulePass,), {**body, "__module__": sys._getframe(1).f_globals["__name__"]})
         registry.add(made)
         return made
+
+    def decorate(defined: Any) -> type[Pass]:
+        decorated = _as_pass(defined, given)
+        registry.add(decorated)
+        return decorated
 
     return decorate
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from autosp_ir.rewrite.events import RewriteEvent
+from autosp_ir.rewrite.statistics import RuleStatistics
 
 
 @dataclass
@@ -18,7 +19,8 @@ class PassRecord:
         modified: Whether the program's structural hash changed.
         seconds: Time in `run`, without verification and instruments.
         hash: Structural hash of the program afterwards.
-        statistics: What the pass counted.
+        statistics: What the pass counted; the hits of its rules among it.
+        rules: Tries, hits and milliseconds of its rules, by name.
         rewrites: Its rewrites, in order.
     """
 
@@ -28,6 +30,7 @@ class PassRecord:
     seconds: float = 0.0
     hash: str = ""
     statistics: dict[str, int] = field(default_factory=dict)
+    rules: dict[str, RuleStatistics] = field(default_factory=dict)
     rewrites: list[RewriteEvent] = field(default_factory=list)
 
 

@@ -24,29 +24,13 @@ from autosp_ir.errors import VerifyError
 from autosp_ir.ir.graph import Graph, Node, Origin, Phase, Value
 from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Signature, Stage
 from autosp_ir.ir.types import Dim, Layout, Placement, TensorType, TupleType, Type
+from autosp_ir.rewrite.operations import OpName
 from autosp_ir.rewrite.rewriter import Rewriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Placements = Layout | Mapping[str, Placement]
-
-
-class OpBuilder:
-    """`b.aten.sum.dim_IntList(x, [1])`: each attribute lengthens the operation's IR name, a call creates the node."""
-
-    def __init__(self, builder: ProgramBuilder, name: str) -> None:
-        self._builder = builder
-        self._name = name
-
-    def __getattr__(self, part: str) -> OpBuilder:
-        if part.startswith("__"):
-            raise AttributeError(part)
-        return OpBuilder(self._builder, f"{self._name}.{part}")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Create the node: its value, or a tuple of values for an operation with several results."""
-        return self._builder.call(self._name, args, kwargs)
 
 
 class ProgramBuilder:
@@ -79,10 +63,10 @@ class ProgramBuilder:
         self._phase = Phase(Phase.FORWARD)
         self._origin = Origin()
 
-    def __getattr__(self, namespace: str) -> OpBuilder:
+    def __getattr__(self, namespace: str) -> OpName:
         if namespace.startswith("_"):
             raise AttributeError(namespace)
-        return OpBuilder(self, namespace)
+        return OpName(namespace, self.call)
 
     def input(
         self,
@@ -234,4 +218,4 @@ def _tensor_type(shape: Iterable[Dim], dtype: torch.dtype, layout: Placements | 
     return TensorType(tuple(shape), dtype, torch.device(device), Layout(layout))
 
 
-__all__ = ["OpBuilder", "ProgramBuilder"]
+__all__ = ["ProgramBuilder"]

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from autosp_ir.comm.layout import GradientFlow
-from autosp_ir.errors import VerifyError
+from autosp_ir.errors import TerminationError, VerifyError
 from autosp_ir.ir.graph import Graph, Node, Origin, Phase, Value, map_values
 from autosp_ir.ir.ops import OpDef
 from autosp_ir.ir.program import InputKind, InputSpec, OutputSpec, Program
@@ -23,6 +23,7 @@ from autosp_ir.rewrite.events import EventLog, Listener, RewriteScope
 from autosp_ir.rewrite.layouts import infer_typed, layouts_of
 
 _TYPED_BY_HAND = ("placeholder", "get_attr", "output")
+_LEAST_CHANGES, _CHANGES_PER_NODE = 100_000, 100
 
 
 class InsertionPoint:
@@ -79,6 +80,7 @@ class Rewriter:
         self._log = EventLog(pass_name or "", listeners)
         self._points: list[InsertionPoint] = []
         self._created: set[Node] = set()
+        self._changes_left = max(_LEAST_CHANGES, _CHANGES_PER_NODE * len(program.graph))
 
     @property
     def graph(self) -> Graph:
@@ -128,7 +130,9 @@ class Rewriter:
 
         Raises:
             VerifyError: The operation rejects these operands. LayoutError when its layout does not follow.
+            TerminationError: There have been far more changes than a program of this size needs.
         """
+        self._spend()
         point = self._points[-1] if self._points else None
         inherit = origin_from or (point.anchor if point is not None else None)
         node = self.graph.create(
@@ -246,6 +250,7 @@ class Rewriter:
 
     def set_args(self, node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
         """Give a node other arguments; call `reinfer` when its type may change."""
+        self._spend()
         node.set_args(args, kwargs)
         self._touch(node)
         self._log.settle()
@@ -345,6 +350,16 @@ class Rewriter:
     def finish(self) -> None:
         """Close the last event; the pass manager calls it when a pass is done."""
         self._log.flush()
+
+    def _spend(self) -> None:
+        """Stop a pass that would go on rewriting for ever."""
+        self._changes_left -= 1
+        if self._changes_left < 0:
+            raise TerminationError(
+                f"more changes than {_CHANGES_PER_NODE} for each node of the program that the pass was given",
+                hint="the pass visits what it makes: walk a list of the nodes that were there before it began",
+                pass_name=self.pass_name,
+            )
 
     def _origin(self, origin: Origin) -> Origin:
         return origin.touched_by(self.pass_name) if self.pass_name else origin

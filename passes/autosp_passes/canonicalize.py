@@ -10,7 +10,8 @@ from __future__ import annotations
 from autosp_ir.ir.program import Program
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.attention_masks import fold_attention_masks
-from autosp_passes._canonicalize.einsum import rewrite_einsums
+from autosp_ir.rewrite.driver import apply_rules
+from autosp_passes._canonicalize.einsum import einsums
 from autosp_passes._canonicalize.heads import fold_repeats
 from autosp_passes._canonicalize.losses import rewrite_losses
 from autosp_passes._canonicalize.matmul import rewrite_matmuls
@@ -34,9 +35,9 @@ class Canonicalize(Pass):
         rewriter = ctx.rewriter(program)
         rewriter.dead_code()
         rewrite_sdpa(program, rewriter, ctx)
-        rewrite_einsums(program, rewriter, ctx)
+        apply_rules([einsums], program, ctx)
         rewrite_matmuls(program, rewriter, ctx)
-        fold_repeats(program, rewriter, ctx)
+        apply_rules([fold_repeats], program, ctx)
         self._fold_masks(program, ctx)
         rewrite_losses(program, rewriter, ctx)
         rewriter.dead_code()

@@ -5,7 +5,7 @@ import operator
 import pytest
 import torch
 
-from autosp_ir.errors import LayoutError, VerifyError
+from autosp_ir.errors import LayoutError, TerminationError, VerifyError
 from autosp_ir.ir.graph import Origin, Phase, Value
 from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program
 from autosp_ir.ir.types import Invariant, Partial, Shard, TensorType
@@ -72,6 +72,18 @@ def test_an_operation_that_rejects_its_operands_leaves_no_node_behind(program: P
         rewriter.create("aten.mm", (value(program, "x"), value(program, "x")))
     assert "aten.mm" not in names(program)
     program.verify()
+
+
+def test_a_pass_that_visits_what_it_makes_is_stopped_and_named(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autosp_ir.rewrite.rewriter._LEAST_CHANGES", 1000)
+    rewriter = Rewriter(program, "runaway")
+    with pytest.raises(TerminationError, match="runaway"):
+        for node in program.graph.nodes:
+            if node.op.kind == "call_function":
+                with rewriter.after(node):
+                    rewriter.create("aten.neg", node.args)
 
 
 def test_replace_moves_readers_and_erases(program: Program) -> None:

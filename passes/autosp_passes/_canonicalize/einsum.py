@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from autosp_ir.ir.graph import Node, Value
-from autosp_ir.ir.program import Program
-from autosp_ir.pipeline.base import PassContext
-from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_ir.ir.graph import Value
+from autosp_ir.rewrite.rules import rule
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,6 @@ class Contraction:
     inner: str
 
 
-def rewrite_einsums(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
-    """Replace `einsum` by permutes and `matmul` where it is a batched matrix product."""
-    for node in program.find("aten.einsum"):
-        operands = node.args[1]
-        parsed = parse_contraction(str(node.args[0]))
-        if parsed is None or len(operands) != 2 or node.arg("path") is not None:
-            continue
-        with rewriter.rewrite():
-            rewriter.replace(node, _product(rewriter, node, parsed, operands[0], operands[1]))
-        ctx.count("einsums")
-
-
 def parse_contraction(equation: str) -> Contraction | None:
     """Read an equation such as `bqhd,bkhd->bhqk`; None when it is no batched matrix product of plain letters."""
     inputs, arrow, out = equation.replace(" ", "").partition("->")
@@ -63,18 +50,25 @@ def parse_contraction(equation: str) -> Contraction | None:
     return Contraction(left, right, out, batch, row[0], column[0], inner[0])
 
 
-def _product(rewriter: Rewriter, node: Node, parsed: Contraction, left: Value, right: Value) -> Value:
-    with rewriter.before(node):
-        a = _permuted(rewriter, left, parsed.left, parsed.batch + parsed.row + parsed.inner)
-        b = _permuted(rewriter, right, parsed.right, parsed.batch + parsed.inner + parsed.column)
-        product = rewriter.create("aten.matmul", (a, b))
-        return _permuted(rewriter, product, parsed.batch + parsed.row + parsed.column, parsed.out)
+@rule("einsums")
+def einsums(op: Any, equation: str, left: Any, right: Any) -> Any:
+    """An einsum that is a batched matrix product becomes permutes around one `matmul`."""
+    return op.aten.einsum(equation, [left, right])
 
 
-def _permuted(rewriter: Rewriter, value: Value, have: str, want: str) -> Value:
-    if have == want:
-        return value
-    return rewriter.create("aten.permute", (value, [have.index(c) for c in want]))
+einsums.let("letters", "it is no batched matrix product of plain letters")(parse_contraction)
 
 
-__all__ = ["Contraction", "parse_contraction", "rewrite_einsums"]
+@einsums.replacement
+def _(op: Any, left: Value, right: Value, letters: Contraction) -> Any:
+    a = _permuted(op, left, letters.left, letters.batch + letters.row + letters.inner)
+    b = _permuted(op, right, letters.right, letters.batch + letters.inner + letters.column)
+    product = op.aten.matmul(a, b)
+    return _permuted(op, product, letters.batch + letters.row + letters.column, letters.out)
+
+
+def _permuted(op: Any, value: Value, have: str, want: str) -> Any:
+    return value if have == want else op.aten.permute(value, [have.index(c) for c in want])
+
+
+__all__ = ["Contraction", "einsums", "parse_contraction"]

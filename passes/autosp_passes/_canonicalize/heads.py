@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autosp_ir.ir.graph import Node, Value
-from autosp_ir.ir.program import Program
-from autosp_ir.pipeline.base import PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_ir.rewrite.rules import Match, rule
 from autosp_passes._canonicalize.match import SAME_VALUES, base, permutation, skip_same
 
 _RESHAPES = ("view", "reshape", "_unsafe_view")
@@ -33,19 +32,21 @@ class Repeated:
     chain: list[Node] = field(default_factory=list)
 
 
-def fold_repeats(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
-    """Let every `autosp.attention` read unexpanded keys and values."""
-    for node in program.find("autosp.attention"):
-        while True:
-            key, value = repeated(node.arg("k"), 1), repeated(node.arg("v"), 1)
-            if key is None or value is None or key.groups != value.groups:
-                break
-            with rewriter.rewrite():
-                with rewriter.before(node):
-                    k, v = _unexpanded(rewriter, key), _unexpanded(rewriter, value)
-                rewriter.set_arg(node, "k", k)
-                rewriter.set_arg(node, "v", v)
-            ctx.count("repeats-folded")
+@rule("repeats-folded")
+def fold_repeats(op: Any, k: Any, v: Any) -> Any:
+    """Attention reads keys and values before their heads are repeated."""
+    return op.autosp.attention(..., k, v, ...)
+
+
+fold_repeats.let("key", "its keys are no repeated heads")(lambda k: repeated(k, 1))
+fold_repeats.let("value", "its values are no repeated heads")(lambda v: repeated(v, 1))
+fold_repeats.where("keys and values are repeated equally")(lambda key, value: key.groups == value.groups)
+
+
+@fold_repeats.replacement
+def _(match: Match, rewriter: Rewriter, key: Repeated, value: Repeated) -> None:
+    rewriter.set_arg(match.root, "k", _unexpanded(rewriter, key))
+    rewriter.set_arg(match.root, "v", _unexpanded(rewriter, value))
 
 
 def repeated(value: Value, dim: int) -> Repeated | None:
