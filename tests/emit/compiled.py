@@ -9,6 +9,7 @@ import torch
 from torch._inductor.codecache import PyCodeCache
 
 import autosp_ir as air
+from autosp_ir import _torch_compat
 from autosp_ir.emit import inductor
 from tests.emit.steps import Measured, largest_error, loss_of, measure
 from tests.models import build
@@ -28,7 +29,7 @@ class Compiled(NamedTuple):
 
 def two_batches(rank: int, world: int, name: str) -> Compiled:
     """Train one layer on two batches of one shape."""
-    with mock.patch.object(inductor, "compile_with_inductor", wraps=inductor.compile_with_inductor) as compiler:
+    with mock.patch.object(inductor, "compile_with_inductor", wraps=_torch_compat.compile_with_inductor) as compiler:
         model, batch = build(name, length=33, num_hidden_layers=1)
         step = air.parallelize(model, batch, backend="inductor")
         found = Compiled([], [])
