@@ -84,7 +84,9 @@ def cells(rows: Iterable[Row]) -> list[Cell]:
 def _cell(mode: str, seq: int, rows: list[Row]) -> Cell:
     good = [row for row in rows if not row.get("error")]
     if not good:
-        return Cell(mode, seq, error=str(rows[-1]["error"]))
+        # A round that failed says more than one that was not run.
+        tried = [row for row in rows if not str(row["error"]).startswith("not run")] or rows
+        return Cell(mode, seq, error=str(tried[-1]["error"]))
     medians = [row["step_s"] for row in good]
     first = good[0]
     low, high = (first["min_s"], first["max_s"]) if len(good) == 1 else (min(medians), max(medians))
