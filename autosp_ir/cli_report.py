@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from autosp_ir.pipeline.instrument import Instrument
     from autosp_ir.pipeline.trace import Trace
 
-TraceFile = Annotated[
-    Path | None, typer.Option("--trace", help="Record the run to this file, for `autosp-ir report`.")
-]
+TraceFile = Annotated[Path | None, typer.Option("--trace", help="Record the run to this file, for `autosp-ir report`.")]
 ShowDiff = Annotated[bool, typer.Option("--diff", help="Show on stderr what each pass did, line by line.")]
 
 

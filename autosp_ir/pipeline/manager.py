@@ -39,6 +39,11 @@ class PassResult:
     statistics: dict[str, dict[str, int]]
     timings: dict[str, float]
 
+    def _repr_html_(self) -> str:
+        from autosp_ir.viz.notebook import result_html  # pictures import PassResult
+
+        return result_html(self)
+
 
 class PassManager:
     """Runs passes in order.

@@ -22,7 +22,7 @@ def report_html(recording: Recording, title: str | None = None) -> str:
         recording: A recorded run.
         title: Its heading; the pipeline when None.
     """
-    # What comes from the model travels compressed and is only ever put into text nodes, so nothing needs escaping there.
+    # What comes from the model travels compressed, and the page only ever puts it into text nodes.
     packed = gzip.compress(dumps(recording).encode(), compresslevel=6, mtime=0)
     return Template(_asset("page.html")).substitute(
         title=html.escape(title if title is not None else _title(recording)),

@@ -164,7 +164,9 @@ def test_a_symbolic_program_is_sized_by_its_example() -> None:
     model, batch = llama(num_hidden_layers=1)
     program = air.capture(model, batch, dynamic=True)
     recorder = Recorder()
-    air.PassManager("canonicalize,pad-tokens,token-partition,ulysses", instruments=[recorder]).run(program, mesh={"sp": 4})
+    air.PassManager("canonicalize,pad-tokens,token-partition,ulysses", instruments=[recorder]).run(
+        program, mesh={"sp": 4}
+    )
     last = recorder.recording().stages[-1]
     assert last.memory
     assert all(c.bytes > 0 for c in last.communication)
