@@ -97,7 +97,8 @@ def _title(stage: Stage, rows: Iterable[Row]) -> Text:
     for kind, count in (*((k, counts[k]) for k in ("added", "removed", "changed")), ("moved", moved)):
         if count:
             text.append(f"{_MARKS[kind]}{count} {kind}  ", style=_STYLES[kind])
-    return text.append(f"{len(stage.rewrites)} rewrites, {stage.seconds * 1e3:.0f} ms", style="dim")
+    rewrites = f"{len(stage.rewrites)} rewrite{'' if len(stage.rewrites) == 1 else 's'}"
+    return text.append(f"{rewrites}, {stage.seconds * 1e3:.0f} ms", style="dim")
 
 
 def _near_changes(rows: Sequence[Row], context: int) -> Iterator[Row | None]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from autosp_ir.pipeline.manager import PassResult
 
 _MOST_LINES = 400
+_DEPTH = 4
+"""Modules nested deeper are shown with the module they are in: `model.layers.0.self_attn` has its projections."""
+
 _COLOURS = {"S": "#2da44e", "R": "#3b82d6", "P": "#e0742b"}
 _LAYOUT = re.compile(r"\{[^}]*\}")
 _PRE = "font: 12px/1.45 ui-monospace, monospace; overflow: auto; max-height: 30em; margin: 0"
@@ -70,7 +73,8 @@ def _groups(nodes: list[Node]) -> list[tuple[str, list[Node]]]:
     """Runs of lines of one module, in order."""
     found: list[tuple[str, list[Node]]] = []
     for node in nodes:
-        title = "inputs" if node.op.kind == "placeholder" else node.origin.module or "(no module)"
+        module = ".".join((node.origin.module or "").split(".")[:_DEPTH])
+        title = "inputs" if node.op.kind == "placeholder" else module or "(no module)"
         if node.phase != "forward":
             title = f"{title} · {node.phase}"
         if found and found[-1][0] == title:

@@ -42,7 +42,6 @@ def test_every_line_stands_in_a_row_in_its_order() -> None:
         before, after = recording.program(number - 1), recording.program(number)
         rows = compare(before, after, stage.matches if stage.lines is not None else None)
         assert [r.before for r in rows if r.before is not None] == before
-        )
         assert [r.after for r in rows if r.after is not None] == after
 
 
