@@ -83,7 +83,7 @@ def _step(recording: Recording) -> Iterator[dict[str, Any]]:
     lines = recording.program(len(recording.stages) - 1)
     for position, line in enumerate(lines):
         if line.op not in ("placeholder", "output"):
-            args = {"value": line.name, "type": line.type, "module": line.module, "phase": line.phase}
+            args: dict[str, Any] = {"value": line.name, "type": line.type, "module": line.module, "phase": line.phase}
             yield _slice(_STEP, _OPERATIONS, line.op, position, 1, args)
     for each in last.communication:
         args = {"value": each.name, "axis": each.axis, "ranks": each.size, "bytes": each.bytes, "phase": each.phase}

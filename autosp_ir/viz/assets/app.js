@@ -3,6 +3,10 @@
 
 const $ = (id) => document.getElementById(id);
 
+function duration(seconds) {
+  return seconds < 1 ? `${(seconds * 1e3).toFixed(0)} ms` : `${seconds.toFixed(1)} s`;
+}
+
 class Report {
   constructor(recording) {
     this.recording = recording;
@@ -81,7 +85,7 @@ class Report {
       entry.append(element("b", "", stage.text));
       const rewrites = stage.rewrites.length;
       const made = stage.lines && s > 0 ? "new graph" : `${rewrites} rewrite${rewrites === 1 ? "" : "s"}`;
-      const facts = s === 0 ? "captured" : `${made} · ${(stage.seconds * 1e3).toFixed(0)} ms`;
+      const facts = s === 0 ? "captured" : `${made} · ${duration(stage.seconds)}`;
       entry.append(element("span", "", `${stage.stage} · ${facts}`));
       if (stage.memory.length) {
         const peak = stage.memory.reduce((a, b) => Math.max(a, b), 0);

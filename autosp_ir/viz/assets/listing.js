@@ -51,15 +51,16 @@ class Panes {
     return this.rows.right[row] >= 0 ? this.rows.right[row] : this.rows.left[row];
   }
 
-  group(line) {
+  // The group of a line; a line of the backward that belongs to no module stays with the one above it.
+  group(line, above) {
     const { recording } = this;
     if (recording.op(line) === "placeholder") return "(inputs)";
     const path = recording.module(line);
-    if (!path) return "(no module)";
-    const phase = recording.phase(line);
+    const backward = recording.phase(line) !== "forward";
+    if (!path) return backward && above && above !== "(inputs)" ? above : "(no module)";
     const parts = path.split(".");
     const name = parts.length > this.depth ? parts.slice(0, this.depth).join(".") : path;
-    return phase === "forward" ? name : `${name} · ${phase}`;
+    return backward ? `${name} · backward` : name;
   }
 
   // Turns rows into what is listed: headers of module groups, rows, and gaps. A row r is the number r; others objects.
@@ -67,10 +68,11 @@ class Panes {
     const items = [];
     const groups = new Map();
     let first = 0;
+    let name = "";
     while (first < this.rows.length) {
-      const name = this.depth ? this.group(this.lineOf(first)) : "";
+      if (this.depth) name = this.group(this.lineOf(first), name);
       let end = first + 1;
-      while (end < this.rows.length && (!this.depth || this.group(this.lineOf(end)) === name)) end++;
+      while (end < this.rows.length && (!this.depth || this.group(this.lineOf(end), name) === name)) end++;
       if (!this.depth) this.fill(items, first, end);
       else {
         const nth = groups.get(name) ?? 0;
@@ -168,6 +170,8 @@ class Panes {
     if (op !== "output") {
       into.append(element("span", "name", `%${recording.name[line]}`), ": ");
       const type = element("span", `type${mark((i) => recording.type(i))}`);
+      // Beside its counterpart, a type that stayed makes room for what did not.
+      if (other >= 0 && !differs((i) => recording.type(i))) type.classList.add("stayed");
       for (const piece of recording.type(line).split(/(\{[^}]*\})/)) {
         type.append(piece.startsWith("{") ? element("span", `layout ${placementOf(piece)}`, piece) : piece);
       }
