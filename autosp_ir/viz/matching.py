@@ -75,7 +75,7 @@ def compare(
             j += 1
         if i < len(before) and j < len(after):
             identity = matches is None
-            same = _shown(before[i], identity) == _shown(after[j], identity)
+            same = before[i] is after[j] or _shown(before[i], identity) == _shown(after[j], identity)
             rows.append(Row("same" if same else "changed", before[i], after[j]))
             i, j = i + 1, j + 1
     return rows

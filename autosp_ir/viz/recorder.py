@@ -7,10 +7,12 @@ of what the node holds. Text, memory curves and communication are worked out whe
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
+from autosp_ir.errors import AutoSPError
 from autosp_ir.ir.graph import Graph, Node, Origin, Phase
 from autosp_ir.ir.ops import OpDef
 from autosp_ir.ir.program import InputSpec, Program
@@ -19,9 +21,7 @@ from autosp_ir.pipeline.base import Pass
 from autosp_ir.pipeline.instrument import Instrument
 from autosp_ir.pipeline.trace import PassRecord, Trace
 from autosp_ir.rewrite.events import RewriteEvent
-
-if TYPE_CHECKING:
-    from autosp_ir.viz.recording import Recording
+from autosp_ir.viz.recording import Recording
 
 BY_HAND = "outside the rewriter"
 """The rule of changes that no rewriter reported."""
@@ -96,11 +96,13 @@ class Recorder(Instrument):
     def __init__(self) -> None:
         self._stages: list[RawStage] = []
         self._program: Program | None = None
-        self._recording: Recording | None = None
+        self._recorded: Callable[[], Recording] = Recording
 
     def before_pipeline(self, program: Program, passes: Sequence[Pass]) -> None:
         """Keep the input."""
-        self._program, self._recording, self._stages = program, None, []
+        # Each run has a list of its own: the trace of an earlier run keeps its recording.
+        self._program, self._stages = program, []
+        self._recorded = cache(partial(_assembled, self._stages, program))
         self._began = self._pass_began = time.perf_counter()
         self._follow(program.graph)
         self._keep(PassRecord("input", "input"), program, list(self._versions.values()), new_graph=True)
@@ -139,15 +141,19 @@ class Recorder(Instrument):
 
     def after_pipeline(self, program: Program, trace: Trace) -> None:
         """Give the recording to the trace."""
-        trace.attach(self.recording)
+        trace.attach(self._recorded)
 
     def recording(self) -> Recording:
-        """The recording: text, matched graphs, memory and communication are worked out on the first call."""
-        if self._recording is None:
-            from autosp_ir.viz.assemble import assemble  # it imports this module
+        """The last run: text, matched graphs, memory and communication are worked out on the first call.
 
-            self._recording = assemble(self._stages, self._program)
-        return self._recording
+        Raises:
+            AutoSPError: Nothing has run yet.
+        """
+        if not self._stages:
+            raise AutoSPError(
+                "nothing was recorded", hint="pass the recorder to PassManager(…, instruments=[…]) and run"
+            )
+        return self._recorded()
 
     def _keep(self, record: PassRecord, program: Program, nodes: list[Version], new_graph: bool) -> None:
         self._stages.append(
@@ -241,6 +247,12 @@ class Recorder(Instrument):
     def _unlink(self, id: int) -> None:
         before, after = self._prev.pop(id), self._next.pop(id)
         self._next[before], self._prev[after] = after, before
+
+
+def _assembled(stages: Sequence[RawStage], program: Program) -> Recording:
+    from autosp_ir.viz.assemble import assemble  # it imports this module
+
+    return assemble(stages, program)
 
 
 __all__ = ["BY_HAND", "RawDelta", "RawStage", "Recorder", "Version"]

@@ -186,6 +186,18 @@ def test_an_unfinished_run_keeps_what_happened() -> None:
     assert [s.name for s in recorder.recording().stages] == ["input", "fold-relu"]
 
 
+def test_each_run_keeps_its_own_recording() -> None:
+    recorder = Recorder()
+    with pytest.raises(air.AutoSPError, match="nothing was recorded"):
+        recorder.recording()
+    manager = air.PassManager([FoldRelu()], instruments=[recorder])
+    first = manager.run(small_program()).trace
+    second = air.PassManager([], instruments=[recorder]).run(small_program()).trace
+    assert [s.name for s in first.recording.stages] == ["input", "fold-relu"]
+    assert [s.name for s in second.recording.stages] == ["input"]
+    assert recorder.recording() is second.recording
+
+
 def test_a_node_is_found_by_its_id() -> None:
     program = small_program()
     relu = program.find("aten.relu")[1]

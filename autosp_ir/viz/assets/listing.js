@@ -83,7 +83,7 @@ class Panes {
     }
     this.items = items;
     this.spacer.style.height = `${items.length * ROW}px`;
-    this.draw(true);
+    this.draw();
   }
 
   addGroup(items, name, id, first, end) {
@@ -110,7 +110,15 @@ class Panes {
     }
   }
 
+  // Paints once before the next frame, however often it was asked for.
   draw() {
+    this.asked ??= requestAnimationFrame(() => {
+      this.asked = undefined;
+      this.paint();
+    });
+  }
+
+  paint() {
     const top = Math.max(0, Math.floor(this.root.scrollTop / ROW) - 5);
     const end = Math.min(this.items.length, top + Math.ceil(this.root.clientHeight / ROW) + 10);
     const fragment = document.createDocumentFragment();
