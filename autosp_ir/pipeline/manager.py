@@ -39,6 +39,9 @@ class PassResult:
     statistics: dict[str, dict[str, int]]
     timings: dict[str, float]
 
+    def __repr__(self) -> str:
+        return f"<PassResult of {len(self.trace)} passes: {self.program!r}>"
+
     def _repr_html_(self) -> str:
         from autosp_ir.viz.notebook import result_html  # pictures import PassResult
 
