@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-gpu notebooks clean
+.PHONY: help setup demo test check bench bench-report bench-gpu notebooks clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ check: setup  ## lint, format, types, import layers
 
 bench: setup  ## time capture, passes and steps on this machine
 	$(BIN)/python -m benchmarks
+
+bench-report: setup  ## record a 32-layer Llama and time its report in Chromium
+	$(BIN)/python -m benchmarks.report_speed
 
 bench-gpu:  ## time one training step on two GPUs beside Ulysses by hand (ARGS='--modes ours,ring'; CUDA torch in python3)
 	PYTHONPATH=.:passes python3 -m benchmarks.gpu_step $(ARGS)

@@ -7,7 +7,7 @@ Example:
     >>> simulated = autosp_ir.simulate(result.program, batch)
 """
 
-from autosp_ir import testing
+from autosp_ir import instruments, testing
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.analysis.token_axis import token_factors
 from autosp_ir.capture.fx_import import import_graph
@@ -44,9 +44,9 @@ from autosp_ir.pipeline import (
     PassResult,
     Remark,
     RulePass,
+    Trace,
     format_pipeline,
     get_pass,
-    instruments,
     parse_pipeline,
     register_pass,
     registered_passes,
@@ -107,6 +107,7 @@ __all__ = [
     "Stage",
     "TensorType",
     "TerminationError",
+    "Trace",
     "Trait",
     "UnsupportedError",
     "Value",

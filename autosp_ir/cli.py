@@ -1,4 +1,4 @@
-"""The command line: `autosp-ir demo | capture | opt | passes`."""
+"""The command line: `autosp-ir demo | capture | opt | passes | report`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from autosp_ir.cli_report import ShowDiff, TraceFile, instruments_for, register, save_trace
 from autosp_ir.errors import AutoSPError, CaptureError
 from autosp_ir.ir.program import Program
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Sequence-parallel training as IR passes.")
+register(app)
 _console = Console()
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
@@ -78,6 +80,8 @@ def opt(
     mesh: Mesh = "sp=1",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the IR here, not to the screen.")] = None,
     strict: Annotated[bool, typer.Option(help="Refuse instead of running an operation replicated.")] = False,
+    trace: TraceFile = None,
+    diff: ShowDiff = False,
     as_json: Json = False,
 ) -> None:
     """Run a pipeline over a program and print what became of it."""
@@ -86,7 +90,9 @@ def opt(
 
     path = Path(program)
     source = parse(path.read_text()) if path.is_file() else _captured(program, dynamic=False)
-    result = PassManager(pipeline).run(source, mesh=_mesh(mesh), strict=strict)
+    manager = PassManager(pipeline, instruments=instruments_for(trace, diff))
+    result = manager.run(source, mesh=_mesh(mesh), strict=strict)
+    save_trace(result.trace, trace)
     for remark in result.remarks:
         if remark.kind == "missed":
             sys.stderr.write(f"{remark}\n")

@@ -69,6 +69,15 @@ def test_the_guide_to_writing_a_pass_runs() -> None:
         execute(code, "docs/writing_a_pass.md", variables)
 
 
+def test_the_page_on_seeing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, batch = llama(num_hidden_layers=1)
+    variables: dict[str, Any] = {"program": air.capture(model, batch)}
+    for code in python_blocks("docs/seeing.md"):
+        execute(code, "docs/seeing.md", variables)
+    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "ulysses.svg", "run-events.json"}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path: Path) -> None:
     variables: dict[str, Any] = {}

@@ -297,6 +297,7 @@ class Graph:
         self._counters: dict[str, int] = {}
         self._length = 0
         self._index: dict[Node, int] | None = None
+        self._by_id: dict[int, Node] | None = None
         self._output: Node | None = None
 
     def _take_id(self) -> int:
@@ -348,6 +349,12 @@ class Graph:
         if found is None:
             raise VerifyError(f"no value is called %{name}", hint="print the program to see its names")
         return found
+
+    def node(self, id: int) -> Node | None:
+        """The node with this id, or None when it was erased or never here; O(1) after the first call."""
+        if self._by_id is None:
+            self._by_id = {n.id: n for n in self.nodes}
+        return self._by_id.get(id)
 
     def index(self) -> dict[Node, int]:
         """Position of every node; cached until the next mutation."""
@@ -418,6 +425,8 @@ class Graph:
         node.set_args(tuple(args), kwargs)
         self._link(node, self._anchor(before, after, node))
         self._length += 1
+        if self._by_id is not None:
+            self._by_id[node.id] = node
         return node
 
     def _anchor(self, before: Node | None, after: Node | None, node: Node) -> Node:
@@ -470,6 +479,8 @@ class Graph:
         self._unlink(node)
         node.erased = True
         self._length -= 1
+        if self._by_id is not None:
+            self._by_id.pop(node.id, None)
         if node is self._output:
             self._output = None
         for value in node.results:

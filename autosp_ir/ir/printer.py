@@ -171,6 +171,16 @@ def format_type(kind: Type) -> str:
     return _Writer().type(kind)
 
 
+def show_type(kind: Type, device: torch.device = _CPU) -> str:
+    """A type for people to read: never refused, and `device` need not be mentioned."""
+    return _Writer(device, strict=False).type(kind)
+
+
+def show_argument(item: Any) -> str:
+    """An argument for people to read; never refused."""
+    return _Writer(strict=False).argument(item)
+
+
 def format_origin(origin: Origin) -> str:
     """`llama.py:243 model.layers.0 [ulysses]`: file name and line, module path, passes; empty when unknown."""
     parts = [os.path.basename(origin.source)] if origin.source else []
@@ -324,4 +334,12 @@ def _source_lines(origin: Origin) -> Iterator[str]:
         yield f"made by passes: {' → '.join(origin.passes)}"
 
 
-__all__ = ["FORMAT_VERSION", "describe_node", "format_dtype", "format_type", "print_program"]
+__all__ = [
+    "FORMAT_VERSION",
+    "describe_node",
+    "format_dtype",
+    "format_type",
+    "print_program",
+    "show_argument",
+    "show_type",
+]

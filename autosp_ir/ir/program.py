@@ -286,6 +286,11 @@ class Program:
 
         return print_program(self)
 
+    def _repr_html_(self) -> str:
+        from autosp_ir.viz.notebook import program_html  # pictures import Program
+
+        return program_html(self)
+
     def __eq__(self, other: object) -> bool:
         from autosp_ir.ir.text import structurally_equal  # the comparison imports Program
 

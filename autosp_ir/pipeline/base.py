@@ -192,6 +192,9 @@ class PassContext:
 
     def rewriter(self, program: Program) -> Rewriter:
         """A rewriter that signs with the running pass's name and reports to the listeners."""
+        # What earlier rewriters did is reported first, so that events come in the order of what they tell.
+        for earlier in self._rewriters:
+            earlier.finish()
         made = Rewriter(program, self.pass_name or None, self.listeners)
         self._rewriters.append(made)
         return made

@@ -50,6 +50,14 @@ class PassResult:
                 totals.setdefault(record.name, {}).setdefault(name, RuleStatistics()).add(done)
         return totals
 
+    def __repr__(self) -> str:
+        return f"<PassResult of {len(self.trace)} passes: {self.program!r}>"
+
+    def _repr_html_(self) -> str:
+        from autosp_ir.viz.notebook import result_html  # pictures import PassResult
+
+        return result_html(self)
+
 
 class PassManager:
     """Runs passes in order.

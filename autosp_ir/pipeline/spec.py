@@ -77,7 +77,8 @@ def place(text: str, position: int) -> tuple[int, int]:
 def excerpt(text: str, position: int) -> str:
     """The line of text at an offset, with a caret under it."""
     line, column = place(text, position)
-    return f"line {line}, column {column}\n  {text.splitlines()[line - 1] if text else ''}\n  {' ' * (column - 1)}^"
+    lines = text.split("\n")  # as `place` counts them
+    return f"line {line}, column {column}\n  {lines[line - 1]}\n  {' ' * (column - 1)}^"
 
 
 def parse_spec(text: str) -> list[PassText]:

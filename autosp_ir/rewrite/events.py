@@ -25,6 +25,7 @@ class RewriteEvent:
         created: Ids of new nodes that are still in the graph.
         changed: Ids of nodes that stayed but read other operands, have another type or moved.
         ms: Milliseconds from its first mutation to its last.
+        moved: Those of `changed` that stand elsewhere in the program.
     """
 
     pass_name: str
@@ -33,6 +34,7 @@ class RewriteEvent:
     created: tuple[int, ...]
     changed: tuple[int, ...]
     ms: float
+    moved: tuple[int, ...] = ()
 
 
 Listener = Callable[[RewriteEvent], None]
@@ -67,6 +69,7 @@ class EventLog:
     _created: dict[Node, None] = field(default_factory=dict)
     _changed: dict[Node, None] = field(default_factory=dict)
     _removed: dict[int, None] = field(default_factory=dict)
+    _moved: dict[int, None] = field(default_factory=dict)
 
     def created(self, node: Node) -> None:
         """Note a new node."""
@@ -81,10 +84,17 @@ class EventLog:
         if node not in self._created:
             self._changed[node] = None
 
+    def moved(self, node: Node) -> None:
+        """Note a node that stands elsewhere; it counts as changed."""
+        self.changed(node)
+        if node in self._changed:
+            self._moved[node.id] = None
+
     def removed(self, node: Node) -> None:
         """Note an erased node."""
         self._begin()
         self._changed.pop(node, None)
+        self._moved.pop(node.id, None)
         # A node that came and went within one rewrite was never there.
         if node in self._created:
             del self._created[node]
@@ -110,10 +120,11 @@ class EventLog:
                 tuple(n.id for n in self._created),
                 tuple(n.id for n in self._changed),
                 (time.perf_counter() - self._start) * 1e3,
+                tuple(self._moved),
             )
             for listener in self.listeners:
                 listener(event)
-        self._created, self._changed, self._removed = {}, {}, {}
+        self._created, self._changed, self._removed, self._moved = {}, {}, {}, {}
         self._rule = None
         self._settled = False
 

@@ -277,6 +277,7 @@ class Rewriter:
         """Move a node in front of or behind another."""
         self.graph.move(node, before=before, after=after)
         self._touch(node)
+        self._log.moved(node)
         self._log.settle()
 
     def reinfer(self, nodes: Iterable[Node]) -> None:

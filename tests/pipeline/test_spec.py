@@ -241,6 +241,12 @@ def test_any_text_parses_or_is_a_named_error(text: str) -> None:
         assert error.hint
 
 
+@pytest.mark.parametrize("text", ["a{\n", "a,\n", "\n\n,", "a\x0b{"])
+def test_an_error_behind_the_last_line_is_shown_there(text: str) -> None:
+    with pytest.raises(ParseError, match="line"):
+        parse_spec(text)
+
+
 def types_of(pass_: Pass) -> Any:
     dumped = pass_.options.model_dump()
     return {k: [type(i) for i in v] if isinstance(v, list | tuple) else type(v) for k, v in dumped.items()}
