@@ -285,6 +285,7 @@ def compile_with_inductor(
     *,
     is_backward: bool,
     donated: Sequence[int] = (),
+    last_pass: Any = None,
 ) -> tuple[Callable[[list[Any]], Any], list[tuple[int, ...] | None]]:
     """Compile a decomposed ATen graph.
 
@@ -294,12 +295,14 @@ def compile_with_inductor(
         fake_mode: The mode that owns the inputs.
         is_backward: Whether the graph is a backward.
         donated: Positions of inputs whose memory the code may overwrite, because nothing else reads them.
+        last_pass: From `pinning_pass`: runs behind Inductor's own graph passes.
 
     Returns:
         A callable that takes one list of arguments and empties it, and the strides of its outputs (None where an
         output is no tensor).
     """
     from torch._guards import TracingContext, tracing
+    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 
@@ -307,13 +310,70 @@ def compile_with_inductor(
     # The two fields of AOTAutograd's metadata that Inductor reads.
     metadata: Any = SimpleNamespace(bw_donated_idxs=list(donated), static_input_indices=[])
     context.fw_metadata = metadata
-    with tracing(context), TracingContext.report_output_strides() as strides:
+    passes = config.patch(post_grad_custom_post_pass=last_pass) if last_pass is not None else contextlib.nullcontext()
+    with tracing(context), TracingContext.report_output_strides() as strides, passes:
         # Its patterns turn the scatter of a loss's backward into arithmetic that fuses: no second logits tensor.
         graph = joint_graph_passes(graph)
         compiled: Callable[[list[Any]], Any] = compile_fx_inner(graph, list(inputs), is_backward=is_backward)
     returned: Any = graph.graph.output_node().args[0]
     known: list[Any] = list(strides or [])
     return compiled, known if len(known) == len(returned) else [None] * len(returned)
+
+
+def pin_order(graph: torch.fx.Graph, anchors: Callable[[torch.fx.Node], bool]) -> None:
+    """Make the place of every collective among costed operations a dependency, which no later scheduler may break.
+
+    The first costed operation behind a start depends on the start; a wait depends on the last costed operation in
+    front of it and on what was started since. A wait right behind its start is left alone: pins cost fusion.
+
+    Args:
+        graph: A graph of Inductor after its own passes. It is changed.
+        anchors: Which nodes are costed.
+    """
+    from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
+    from torch.utils._ordered_set import OrderedSet
+
+    functional = torch.ops._c10d_functional
+    pins: dict[torch.fx.Node, OrderedSet[torch.fx.Node]] = {}
+    last: torch.fx.Node | None = None
+    started: dict[torch.fx.Node, torch.fx.Node | None] = {}
+    fresh: list[torch.fx.Node] = []
+    for node in list(graph.nodes):
+        if node.target is functional.wait_tensor.default:
+            start: Any = node.args[0]
+            earlier = [n for n in fresh if n is not start]
+            if start in started and started[start] is not last and last is not None:
+                pins[node] = OrderedSet([last, *earlier])
+            elif earlier:
+                pins[node] = OrderedSet(earlier)
+        elif str(getattr(node.target, "namespace", "")) == "_c10d_functional":
+            started[node] = last
+            fresh.append(node)
+        elif node.op == "call_function" and anchors(node):
+            if fresh:
+                pins[node] = OrderedSet(fresh)
+                fresh = []
+            last = node
+    preserve_node_ordering(graph, pins)
+
+
+def pinning_pass(anchors: Callable[[torch.fx.Node], bool], version: str) -> Any:
+    """`pin_order` as a pass for `torch._inductor.config.post_grad_custom_post_pass`.
+
+    Args:
+        anchors: Which nodes are costed.
+        version: Identifies what `anchors` accepts, for Inductor's cache of compiled graphs.
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    class Pin(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            pin_order(graph, anchors)
+
+        def uuid(self) -> Any:
+            return f"autosp_ir.pin_order {version}"
+
+    return Pin()
 
 
 def storage_key(tensor: torch.Tensor) -> Any:

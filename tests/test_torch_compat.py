@@ -9,6 +9,7 @@ import pytest
 import sympy
 import torch
 import torch.distributed as dist
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from autosp_ir import _torch_compat
 from autosp_ir.ir.graph import Graph
@@ -191,3 +192,28 @@ def test_the_fake_mode_of_some_values() -> None:
         fake = torch.empty(2)
     assert _torch_compat.fake_mode_of(torch.empty(2), fake) is mode
     assert _torch_compat.fake_mode_of(torch.empty(2)) is None
+
+
+def _exchange_beside_products() -> torch.fx.GraphModule:
+    def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        started = torch.ops._c10d_functional.all_reduce(x, "sum", "0")
+        beside = torch.mm(w, w)
+        awaited: torch.Tensor = torch.ops._c10d_functional.wait_tensor(started)
+        return torch.mm(awaited, beside)
+
+    return make_fx(run, tracing_mode="fake")(torch.ones(2, 2), torch.ones(2, 2))
+
+
+def test_pins_tie_starts_and_waits_to_the_products_around_them() -> None:
+    module = _exchange_beside_products()
+    _torch_compat.pin_order(module.graph, lambda node: node.target is torch.ops.aten.mm.default)
+    module.graph.lint()
+    pinned = {n.name: n for n in module.graph.nodes if str(n.target) == "control_deps"}
+    assert [d.name for d in pinned["mm"].args[0]] == ["all_reduce"]
+    assert [d.name for d in pinned["wait_tensor"].args[0]] == ["mm"]
+    assert "mm_1" not in pinned
+
+
+def test_a_pinning_pass_identifies_itself_to_the_cache_of_compiled_graphs() -> None:
+    passes = [_torch_compat.pinning_pass(lambda node: True, version) for version in ("a", "a", "b")]
+    assert passes[0].uuid() == passes[1].uuid() != passes[2].uuid()

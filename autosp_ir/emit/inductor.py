@@ -7,12 +7,17 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from autosp_ir._torch_compat import compile_with_inductor, storage_key, trace_decomposed
+from autosp_ir._torch_compat import compile_with_inductor, pinning_pass, storage_key, trace_decomposed
 from autosp_ir.emit.boxed import StepGraphs
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint
 from autosp_ir.ir.infer import fake_of
 from autosp_ir.ir.program import InputKind, OutputKind, Program
+
+_COSTED = (
+    "aten.mm.default", "aten.bmm.default", "aten.addmm.default", "aten.baddbmm.default",
+    "autosp.attention.default", "autosp.attention_backward.default",
+)  # fmt: skip
 
 
 def inductor_graphs(split: SplitJoint) -> StepGraphs:
@@ -26,7 +31,9 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     """
     traced, inputs = _traced(split.forward, {})
     own = _with_own_storage(split.forward, traced, inputs)
-    forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False)
+    # What `overlap` arranged would otherwise be rearranged for memory.
+    pins = pinning_pass(_is_costed, ",".join(_COSTED)) if "overlapped" in split.forward.facts else None
+    forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False, last_pass=pins)
     if split.backward is None:
         return StepGraphs(forward, None)
     specs = split.forward.signature.outputs
@@ -35,8 +42,14 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     donated = [
         i for i, s in enumerate(split.backward.signature.inputs) if s.kind is InputKind.SAVED and s.target in own
     ]
-    backward, _ = compile_with_inductor(traced, inputs, split.backward.fake_mode, is_backward=True, donated=donated)
+    backward, _ = compile_with_inductor(
+        traced, inputs, split.backward.fake_mode, is_backward=True, donated=donated, last_pass=pins
+    )
     return StepGraphs(forward, backward, overwrites=bool(donated))
+
+
+def _is_costed(node: fx.Node) -> bool:
+    return str(node.target) in _COSTED
 
 
 def _traced(program: Program, strides: dict[str, tuple[int, ...] | None]) -> tuple[fx.GraphModule, list[Any]]:

@@ -4,6 +4,7 @@ from autosp_passes.canonicalize import Canonicalize
 from autosp_passes.differentiate import Differentiate
 from autosp_passes.grad_sync import GradSync
 from autosp_passes.lower_comm import LowerComm
+from autosp_passes.overlap import Overlap
 from autosp_passes.pad_tokens import PadTokens
 from autosp_passes.remat import Remat
 from autosp_passes.token_partition import TokenPartition
@@ -14,6 +15,7 @@ __all__ = [
     "Differentiate",
     "GradSync",
     "LowerComm",
+    "Overlap",
     "PadTokens",
     "Remat",
     "TokenPartition",

@@ -45,8 +45,31 @@ def _errors(found: Measured, expected: Measured) -> tuple[float, float]:
     return abs(found[0] - expected[0]) / abs(expected[0]), largest_error(found[1], expected[1])
 
 
+OVERLAPPED = "overlap{device=cpu link=network-400g memory=4.0}"
+PIPELINE = "canonicalize,pad-tokens,token-partition,ulysses,differentiate{decompose=true},remat,grad-sync,lower-comm,"
+
+
+def forward_code(rank: int, world: int, name: str, pinned: bool) -> str:
+    """The forward of an overlapped program; without pins Inductor is free to move what was arranged."""
+    with mock.patch.object(inductor, "pinning_pass", _torch_compat.pinning_pass if pinned else lambda *_: None):
+        return _code(name, "autosp.attention.default(", PIPELINE + OVERLAPPED)
+
+
 def backward_code(rank: int, world: int, name: str) -> str:
     """The body of the code that Inductor generated for the backward."""
+    return _code(name, "attention_backward", None)
+
+
+def overlapped_gradients(rank: int, world: int, name: str) -> bool:
+    """Whether an overlapped step gives bit for bit what the program's own order gives."""
+    model, batch = build(name, length=33)
+    plain = PIPELINE.replace("{decompose=true}", "")
+    own = measure(model, air.parallelize(model, batch, pipeline=plain[:-1], backend="aot_eager"), batch)
+    found = measure(model, air.parallelize(model, batch, pipeline=plain + OVERLAPPED, backend="aot_eager"), batch)
+    return own[0] == found[0] and all(torch.equal(own[1][n], found[1][n]) for n in own[1])
+
+
+def _code(name: str, marker: str, pipeline: str | None) -> str:
     written: list[str] = []
     inner = PyCodeCache.write
 
@@ -56,7 +79,7 @@ def backward_code(rank: int, world: int, name: str) -> str:
 
     model, batch = build(name, length=32)
     with mock.patch.object(PyCodeCache, "write", write), torch._inductor.config.patch(fx_graph_cache=False):
-        step = air.parallelize(model, batch, backend="inductor")
+        step = air.parallelize(model, batch, backend="inductor", pipeline=pipeline)
         loss_of(step(**batch)).backward()
-    code = next(c for c in written if "attention_backward" in c)
+    code = next(c for c in written if marker in c)
     return code[code.index("def call(") :].partition("return (")[0]

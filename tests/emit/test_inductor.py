@@ -41,6 +41,21 @@ def test_gradients_are_reduced_beside_the_backward_and_awaited_behind_it() -> No
         assert "empty_strided_cpu" not in "".join(lines[max(reductions) :])
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_an_overlapped_schedule_survives_inductor_because_it_is_pinned(pinned: bool) -> None:
+    """q's exchange runs under the projections of k and v; without the pins its start sinks to its wait."""
+    for code in run_ranks(compiled.forward_code, 2, "llama-gqa", pinned, timeout=500.0):
+        lines = [line for line in code.splitlines() if "default(" in line or "extern_kernels.mm(" in line]
+        start = next(i for i, line in enumerate(lines) if "all_to_all_single.default(" in line)
+        wait = next(i for i, line in enumerate(lines) if "wait_tensor.default(" in line)
+        beside = [line for line in lines[start:wait] if "extern_kernels.mm(" in line]
+        assert (len(beside) == 2) is pinned
+
+
+def test_an_overlapped_step_is_bit_identical() -> None:
+    assert all(run_ranks(compiled.overlapped_gradients, 2, "llama-gqa", timeout=300.0))
+
+
 def _buffer(line: str) -> str:
     found = re.search(r"\bbuf\d+", line.partition("default(")[2])
     assert found is not None, line

@@ -1,0 +1,253 @@
+"""What an operation costs: floating-point operations, bytes, and seconds on a device and a link.
+
+The formulas are analytic, from types alone, so that a program for a GPU is priced on a machine without one. Rates are
+what large operations reach in practice, not data-sheet peaks: a bf16 product of 8192 x 8192 matrices and cuDNN's causal
+attention with head size 128, measured with `benchmarks/gpu`; the others are scaled from data sheets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from autosp_ir.errors import UnsupportedError
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.types import Dim, TensorType, TupleType, Type
+
+T = TypeVar("T")
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates of one accelerator.
+
+    Args:
+        name: Key in `DEVICES`.
+        half_flops: Matrix products in bf16 and fp16, FLOP/s.
+        single_flops: Matrix products in float32, FLOP/s.
+        attention: Part of `half_flops` that attention reaches, forward.
+        attention_backward: The same for its backward.
+        bandwidth: Memory, bytes/s.
+        launch: Seconds that the smallest kernel takes.
+    """
+
+    name: str
+    half_flops: float
+    single_flops: float
+    attention: float
+    attention_backward: float
+    bandwidth: float
+    launch: float = 3e-6
+
+
+@dataclass(frozen=True)
+class Link:
+    """What connects the ranks of an axis.
+
+    Args:
+        name: Key in `LINKS`.
+        bandwidth: Bytes per second that one rank sends.
+        latency: Seconds before the first byte.
+    """
+
+    name: str
+    bandwidth: float
+    latency: float = 15e-6
+
+
+DEVICES = {
+    d.name: d
+    for d in (
+        Device("h200", 750e12, 50e12, 0.80, 0.70, 4.2e12),
+        Device("h100", 750e12, 50e12, 0.80, 0.70, 2.8e12),
+        Device("a100", 260e12, 18e12, 0.65, 0.55, 1.7e12),
+        Device("cpu", 0.2e12, 0.1e12, 0.5, 0.5, 2e10, 1e-5),
+    )
+}
+LINKS = {
+    link.name: link
+    for link in (
+        Link("nvlink4", 200e9),
+        Link("nvlink3", 130e9),
+        Link("pcie", 12e9, 40e-6),
+        Link("network-400g", 40e9, 30e-6),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one operation does on one rank.
+
+    Args:
+        flops: Floating-point operations of products and attention; pointwise work is counted as bytes.
+        bytes: Read and written in memory.
+        sent: Bytes that a collective sends from this rank.
+        dtype: Of the operands, which decides the rate.
+        attention: 0, or 1 for attention and 2 for its backward.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    sent: float = 0.0
+    dtype: torch.dtype | None = None
+    attention: int = 0
+
+
+def device(name: str) -> Device:
+    """A device of the table.
+
+    Raises:
+        UnsupportedError: The table does not have it.
+    """
+    return _entry(DEVICES, name, "device")
+
+
+def link(name: str) -> Link:
+    """A link of the table.
+
+    Raises:
+        UnsupportedError: The table does not have it.
+    """
+    return _entry(LINKS, name, "link")
+
+
+def _entry(table: Mapping[str, T], name: str, what: str) -> T:
+    if name in table:
+        return table[name]
+    raise UnsupportedError(f"the cost model has no {what} {name!r}", hint=f"choose one of {', '.join(sorted(table))}")
+
+
+def is_costed(node: Node) -> bool:
+    """Whether the node is a product, a convolution or attention: work that communication can hide behind."""
+    return node.op.name in _FLOPS
+
+
+def cost_of(node: Node, symbols: Mapping[str, int] | None = None) -> Cost:
+    """The cost of one node.
+
+    Args:
+        node: Any node; placeholders and views are free.
+        symbols: Numbers for symbolic extents, by symbol name.
+
+    Raises:
+        UnsupportedError: An extent is symbolic and has no number.
+    """
+    if node.op.kind != "call_function" or not node.results:
+        return Cost()
+    sizes = _Sizes(symbols or {})
+    if node.op.has(Trait.COLLECTIVE):
+        return Cost(sent=_sent(node, sizes))
+    if node.op.has(Trait.VIEW) or node.op.has(Trait.IDENTITY) or node.op.name == "operator.getitem":
+        return Cost()
+    moved = sum(sizes.bytes(v.type) for v in (*node.operands, *node.results))
+    if node.op.name not in _FLOPS:
+        return Cost(bytes=moved)
+    attention = ("autosp.attention", "autosp.attention_backward").index(node.op.name) + 1 if _attends(node) else 0
+    dtype = node.operands[0].tensor_type.dtype
+    return Cost(_FLOPS[node.op.name](node, sizes), moved, dtype=dtype, attention=attention)
+
+
+def compute_seconds(cost: Cost, on: Device) -> float:
+    """Seconds on the compute stream: the slower of arithmetic and memory; 0 for what launches nothing."""
+    if not cost.flops and not cost.bytes:
+        return 0.0
+    rate = on.half_flops if cost.dtype in _HALF else on.single_flops
+    rate *= (1.0, on.attention, on.attention_backward)[cost.attention]
+    return max(cost.flops / rate, cost.bytes / on.bandwidth, on.launch)
+
+
+def link_seconds(cost: Cost, over: Link) -> float:
+    """Seconds on the communication stream; 0 for what sends nothing."""
+    return over.latency + cost.sent / over.bandwidth if cost.sent else 0.0
+
+
+class _Sizes:
+    """Extents and bytes of types as numbers."""
+
+    def __init__(self, symbols: Mapping[str, int]) -> None:
+        self._symbols = symbols
+
+    def extent(self, dim: Dim) -> int:
+        if isinstance(dim, int):
+            return dim
+        found = dim.subs({s: self._symbols[s.name] for s in dim.free_symbols if s.name in self._symbols})
+        if found.is_Integer:
+            return int(found)
+        raise UnsupportedError(f"the extent {dim} has no number", hint="pass symbols={'s0': length, …}")
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        return tuple(self.extent(d) for d in value.tensor_type.shape)
+
+    def bytes(self, kind: Type) -> int:
+        if isinstance(kind, TupleType):
+            return sum(self.bytes(e) for e in kind.elements)
+        if not isinstance(kind, TensorType):
+            return 0
+        return math.prod(self.extent(d) for d in kind.shape) * kind.dtype.itemsize
+
+
+def _sent(node: Node, sizes: _Sizes) -> float:
+    """Bytes one rank sends; ring algorithms for reductions, as NCCL uses for large payloads."""
+    payload = sum(sizes.bytes(v.type) for v in node.operands)
+    name = node.op.short_name
+    if name == "wait_tensor":
+        return 0.0
+    ranks = _ranks(node)
+    share = (ranks - 1) / ranks
+    factor = {"all_reduce": 2 * share, "all_gather": ranks - 1, "all_gather_into_tensor": ranks - 1}.get(name, share)
+    return payload * factor
+
+
+def _ranks(node: Node) -> int:
+    splits = node.arg("input_split_sizes") if _has(node, "input_split_sizes") else None
+    if splits is not None:
+        return len(splits)
+    for name in ("size", "group_size"):
+        if _has(node, name):
+            return int(node.arg(name))
+    # A functional all-reduce does not say; with many ranks the factor no longer depends on them.
+    return 2
+
+
+def _has(node: Node, argument: str) -> bool:
+    return node.op.schema is not None and any(a.name == argument for a in node.op.schema.arguments)
+
+
+def _attends(node: Node) -> bool:
+    return node.op.has(Trait.ATTENTION) or node.op.name.startswith("autosp.attention")
+
+
+def _product(node: Node, sizes: _Sizes) -> float:
+    """2 x elements of the result x the contracted extent."""
+    left = node.operands[-2] if node.op.short_name in ("addmm", "baddbmm") else node.operands[0]
+    contracted = sizes.shape(left)[-1]
+    return 2.0 * math.prod(sizes.shape(node.result)) * contracted
+
+
+def _attention(factor: float) -> Callable[[Node, _Sizes], float]:
+    def flops(node: Node, sizes: _Sizes) -> float:
+        batch, heads, queries, width = sizes.shape(node.arg("q"))
+        keys = sizes.shape(node.arg("k"))[2]
+        seen = min(keys, int(node.arg("window") or keys)) * queries
+        half = 0.5 if node.arg("causal") and not node.arg("window") else 1.0
+        return factor * 4.0 * batch * heads * seen * width * half
+
+    return flops
+
+
+_FLOPS: dict[str, Callable[[Node, _Sizes], float]] = {
+    **dict.fromkeys(("aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "aten.linear", "aten.matmul"), _product),
+    "autosp.attention": _attention(1.0),
+    "autosp.attention_backward": _attention(2.5),
+}
+
+
+__all__ = ["DEVICES", "LINKS", "Cost", "Device", "Link", "compute_seconds", "cost_of", "device", "is_costed", "link",
+           "link_seconds"]  # fmt: skip

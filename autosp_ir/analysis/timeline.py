@@ -1,0 +1,132 @@
+"""How long a lowered program takes: one compute stream in program order, and collectives that run beside it.
+
+Every mesh axis is one first-in-first-out communication stream, as a process group is. A start costs no compute time; a
+wait stalls the compute stream until its collective is done, and what was started before it on the same axis with it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from autosp_ir.analysis.cost import Device, Link, compute_seconds, cost_of, link_seconds
+from autosp_ir.ir.graph import Node
+from autosp_ir.ir.ops import Trait
+
+WAIT = "_c10d_functional.wait_tensor"
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Seconds of every node.
+
+    Args:
+        compute: On the compute stream.
+        comm: On a communication stream, for the nodes that start a collective.
+    """
+
+    compute: Mapping[Node, float]
+    comm: Mapping[Node, float]
+
+    @property
+    def lower_bound(self) -> float:
+        """No schedule is shorter: all compute, or all communication of the busiest axis."""
+        axes: dict[str, float] = {}
+        for node, seconds in self.comm.items():
+            axes[axis_of(node)] = axes.get(axis_of(node), 0.0) + seconds
+        return max(sum(self.compute.values()), max(axes.values(), default=0.0))
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One run.
+
+    Args:
+        makespan: Seconds until both streams are done.
+        begin: When each node begins: on the compute stream, or on its communication stream for a start.
+        stalls: Seconds that each wait holds up the compute stream; waits that do not are absent.
+    """
+
+    makespan: float
+    begin: Mapping[Node, float]
+    stalls: Mapping[Node, float]
+
+    @property
+    def exposed(self) -> float:
+        """Seconds of communication that no compute covers."""
+        return sum(self.stalls.values())
+
+
+def durations(nodes: Iterable[Node], device: Device, link: Link, symbols: Mapping[str, int] | None = None) -> Durations:
+    """Price every node.
+
+    Args:
+        nodes: Nodes of a lowered program.
+        device: What computes.
+        link: What connects the ranks.
+        symbols: Numbers for symbolic extents.
+
+    Raises:
+        UnsupportedError: An extent is symbolic and has no number.
+    """
+    compute: dict[Node, float] = {}
+    comm: dict[Node, float] = {}
+    for node in nodes:
+        cost = cost_of(node, symbols)
+        compute[node] = compute_seconds(cost, device)
+        if is_start(node):
+            comm[node] = link_seconds(cost, link)
+    return Durations(compute, comm)
+
+
+def is_start(node: Node) -> bool:
+    """Whether the node starts an asynchronous collective."""
+    return node.op.has(Trait.COLLECTIVE) and node.op.name.startswith("_c10d_functional.") and node.op.name != WAIT
+
+
+def is_wait(node: Node) -> bool:
+    """Whether the node waits for one."""
+    return node.op.name == WAIT
+
+
+def start_of(wait: Node) -> Node:
+    """The start that a wait waits for."""
+    producer = wait.operands[0].producer
+    return producer.operands[0].producer if producer.op.target is operator.getitem else producer
+
+
+def axis_of(start: Node) -> str:
+    """The mesh axis of a start."""
+    return str(start.arg("group_name"))
+
+
+def run(order: Sequence[Node], priced: Durations) -> Timeline:
+    """Follow one order of nodes.
+
+    Args:
+        order: A topological order of nodes that `priced` covers.
+        priced: From `durations`.
+    """
+    now = 0.0
+    free: dict[str, float] = {}
+    begin: dict[Node, float] = {}
+    done: dict[Node, float] = {}
+    stalls: dict[Node, float] = {}
+    for node in order:
+        if node in priced.comm:
+            axis = axis_of(node)
+            begin[node] = max(now, free.get(axis, 0.0))
+            done[node] = free[axis] = begin[node] + priced.comm[node]
+            continue
+        if is_wait(node) and start_of(node) in done:
+            finished = done[start_of(node)]
+            if finished > now:
+                stalls[node] = finished - now
+                now = finished
+        begin[node] = now
+        now += priced.compute[node]
+    return Timeline(max([now, *free.values()]), begin, stalls)
+
+
+__all__ = ["Durations", "Timeline", "axis_of", "durations", "is_start", "is_wait", "run", "start_of"]
