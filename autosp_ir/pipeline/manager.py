@@ -158,7 +158,7 @@ class PassManager:
             ctx.finish_pass()
         record.seconds = time.perf_counter() - started
         _check_stage(pass_, stage, program)
-        _settle_facts(pass_, facts, program)
+        _settle_facts(pass_, facts, program, complete=self._limit is None or not self._limit.refused)
         record.hash = structural_hash(program)
         record.modified = record.hash != fingerprint or bindings_of(program) != bindings
         _logger.debug("%s: modified=%s in %.1f ms", record.text, record.modified, record.seconds * 1e3)
@@ -256,8 +256,11 @@ def _check_stage(pass_: Pass, before: Stage, program: Program) -> None:
         )
 
 
-def _settle_facts(pass_: Pass, before: set[str], program: Program) -> None:
-    """Refuse facts that the pass did not declare, then add and take away those it did."""
+def _settle_facts(pass_: Pass, before: set[str], program: Program, *, complete: bool) -> None:
+    """Refuse facts that the pass did not declare, then add and take away those it did.
+
+    A pass that had to leave sites alone establishes nothing.
+    """
     undeclared = sorted(program.facts - before - pass_.provides)
     if undeclared:
         raise PassError(
@@ -273,7 +276,8 @@ def _settle_facts(pass_: Pass, before: set[str], program: Program) -> None:
             pass_name=pass_.name,
         )
     program.facts -= pass_.removes
-    program.facts |= pass_.provides
+    if complete:
+        program.facts |= pass_.provides
 
 
 def _statistics(trace: Trace) -> dict[str, dict[str, int]]:

@@ -45,14 +45,17 @@ class RewriteLimit:
     Args:
         limit: How many; None allows all.
         sites: Those allowed so far.
+        refused: Whether a site was left alone.
     """
 
     limit: int | None = None
     sites: list[Site] = field(default_factory=list)
+    refused: bool = False
 
     def allows(self, node: Node, pass_name: str, rule: str | None, location: str) -> bool:
         """Ask for one site; the answer counts, so ask once per site."""
         if self.limit is not None and len(self.sites) >= self.limit:
+            self.refused = True
             return False
         index = len(self.sites) + 1
         self.sites.append(Site(index, pass_name, rule or location, location, node.name, node.origin.source))
