@@ -112,7 +112,7 @@ def opt(
         console.print(_timings(result))
     if stats:
         console.print(_statistics(result))
-        console.print(str(counted), highlight=False, markup=False)
+        sys.stderr.write(f"{counted}\n")
 
 
 class _Progress(Instrument):

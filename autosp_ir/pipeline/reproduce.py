@@ -102,8 +102,6 @@ def describe_failure(
         timeout: As given to `PassManager`.
         seed: Of the tensors that a replay draws.
     """
-    from autosp_ir import __version__
-
     return Reproducer(
         pass_name=pass_.name,
         pass_text=_text([pass_]),
@@ -119,7 +117,7 @@ def describe_failure(
         message=str(error),
         tensors=sorted(program.tensors),
         objects=sorted(name for name, item in program.attrs.items() if not isinstance(item, Graph)),
-        versions={"autosp_ir": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+        versions={"autosp_ir": _own_version(), "torch": torch.__version__, "python": sys.version.split()[0]},
     )
 
 
@@ -183,6 +181,11 @@ def read_reproducer(path: str | Path) -> tuple[Reproducer, str]:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise _malformed(f"the header is malformed: {where + ': ' if where else ''}{fault['msg']}", 2) from error
+
+
+def _own_version() -> str:
+    """The package's version; the package itself is above this room and cannot be imported here."""
+    return str(getattr(sys.modules.get("autosp_ir"), "__version__", "unknown"))
 
 
 def _malformed(reason: str, line: int) -> ParseError:
