@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from autosp_ir.cli_report import ShowDiff, TraceFile, instruments_for, register, save_trace
-from autosp_ir.errors import AutoSPError, CaptureError
-from autosp_ir.ir.program import Program
+from autosp_ir.cli_io import captured, write
+from autosp_ir.cli_opt import opt
+from autosp_ir.cli_report import register
+from autosp_ir.errors import AutoSPError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Sequence-parallel training as IR passes.")
 register(app)
 _console = Console()
+app.command()(opt)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-Mesh = Annotated[str, typer.Option("--mesh", help="Mesh axes, such as sp=4 or dp=2,sp=4.")]
 
 
 def main() -> None:
@@ -69,34 +69,7 @@ def capture(
     as_json: Json = False,
 ) -> None:
     """Capture a model and print its forward program."""
-    program = _captured(model, dynamic)
-    _write(program, output, as_json)
-
-
-@app.command()
-def opt(
-    program: Annotated[str, typer.Argument(help="IR text file, or package.module:factory.")],
-    pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Passes, such as canonicalize,pad-tokens.")],
-    mesh: Mesh = "sp=1",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the IR here, not to the screen.")] = None,
-    strict: Annotated[bool, typer.Option(help="Refuse instead of running an operation replicated.")] = False,
-    trace: TraceFile = None,
-    diff: ShowDiff = False,
-    as_json: Json = False,
-) -> None:
-    """Run a pipeline over a program and print what became of it."""
-    from autosp_ir.ir.text import parse
-    from autosp_ir.pipeline.manager import PassManager
-
-    path = Path(program)
-    source = parse(path.read_text()) if path.is_file() else _captured(program, dynamic=False)
-    manager = PassManager(pipeline, instruments=instruments_for(trace, diff))
-    result = manager.run(source, mesh=_mesh(mesh), strict=strict)
-    save_trace(result.trace, trace)
-    for remark in result.remarks:
-        if remark.kind == "missed":
-            sys.stderr.write(f"{remark}\n")
-    _write(result.program, output, as_json)
+    write(captured(model, dynamic), output, as_json)
 
 
 @app.command()
@@ -114,38 +87,3 @@ def passes(as_json: Json = False) -> None:
         summary = (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
         table.add_row(name, ", ".join(cls.stages()), ", ".join(cls.Options.model_fields), summary)
     _console.print(table)
-
-
-def _mesh(text: str) -> dict[str, int]:
-    try:
-        return {axis.strip(): int(size) for axis, _, size in (part.partition("=") for part in text.split(","))}
-    except ValueError as error:
-        raise AutoSPError(f"{text!r} is no mesh", hint="write axis=size pairs, such as --mesh dp=2,sp=4") from error
-
-
-def _captured(spec: str, dynamic: bool) -> Program:
-    from autosp_ir.capture.program import capture as capture_model
-
-    model, batch = _factory(spec)()
-    return capture_model(model, batch, dynamic=dynamic)
-
-
-def _factory(spec: str) -> Any:
-    module_name, colon, attribute = spec.partition(":")
-    hint = "write package.module:factory, where factory() returns (model, batch)"
-    if not colon:
-        raise CaptureError(f"{spec!r} is neither an IR file nor a factory", hint=hint)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise CaptureError(f"{spec!r} cannot be loaded: {error}", hint=hint) from error
-
-
-def _write(program: Program, output: Path | None, as_json: bool) -> None:
-    text = program.to_json() if as_json else str(program)
-    if output is None:
-        sys.stdout.write(text + "\n")
-        return
-    output.write_text(text + "\n")
-    _console.print(f"{len(program.graph)} nodes written to {output}")

@@ -78,6 +78,15 @@ def test_the_page_on_seeing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert {p.name for p in tmp_path.iterdir()} == {"run.json", "ulysses.svg", "run-events.json"}
 
 
+def test_the_guide_to_finding_a_wrong_pass_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, batch = llama()
+    variables: dict[str, Any] = {"program": air.capture(model, batch)}
+    for code in python_blocks("docs/when_a_pass_is_wrong.md"):
+        execute(code, "docs/when_a_pass_is_wrong.md", variables)
+    assert list(tmp_path.glob("failures/*.repro"))
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path: Path) -> None:
     variables: dict[str, Any] = {}

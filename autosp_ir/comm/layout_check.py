@@ -5,12 +5,17 @@ from __future__ import annotations
 from autosp_ir.comm.inference import GradientFlow, checked_axes, infer_layout
 from autosp_ir.comm.rules.attention import attention_operands, cut_along_tokens
 from autosp_ir.comm.rules.base import Outcome, cuttable, stored_placement, whole
-from autosp_ir.errors import LayoutError, UnsupportedError
+from autosp_ir.errors import LayoutError, UnsupportedError, VerifyError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Stage
 from autosp_ir.ir.types import Partial, Replicate, Shard, TensorType, TupleType
 from autosp_ir.ir.verify import output_leaves, register_check
+
+LOWERED = "comm-lowered"
+"""The fact that lowering establishes: layout operators that move data are gone."""
+
+_MOVING = ("autosp.all_reduce", "autosp.all_gather", "autosp.reduce_scatter", "autosp.all_to_all")
 
 
 @register_check
@@ -95,6 +100,24 @@ def _summed_outside(program: Program, spec: OutputSpec) -> bool:
     if spec.kind is not OutputKind.GRADIENT or program.info.get("grad_sync") != "external":
         return False
     return program.signature.input(InputKind.PARAMETER, spec.target) is not None
+
+
+@register_check(stages=[Stage.LOWERED])
+def check_lowered(program: Program) -> None:
+    """A program that is said to be lowered holds no layout operator that lowering has to replace.
+
+    Raises:
+        VerifyError: It does.
+    """
+    if LOWERED not in program.facts:
+        return
+    for node in program.graph.nodes:
+        if node.is_op(*_MOVING) or (node.op.name.startswith("autosp.") and node.op.has(Trait.IDENTITY)):
+            raise VerifyError(
+                f"%{node.name} is still {node.op.name}, but the program is said to be {LOWERED!r}",
+                node=node,
+                hint="let the pass that provides the fact rewrite every such node, or refuse the program",
+            )
 
 
 def check_emittable(program: Program) -> None:

@@ -42,7 +42,12 @@ def infer_type(node: Node, fake_mode: FakeTensorMode) -> Type:
     if node.op.kind == "output":
         return NoneType()
     if node.op.infer is not None:
-        return without_layout(node.op.infer(node))
+        try:
+            return without_layout(node.op.infer(node))
+        except AutoSPError as error:
+            # An operation knows what is wrong with its operands, but not where it stands.
+            error.context = error.context or node.describe()
+            raise
     if isinstance(node.op.target, HigherOrderOperator):
         return without_layout(node.result.type)
     key = _memo_key(node)

@@ -9,7 +9,7 @@ import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 
-from autosp_ir.errors import VerifyError
+from autosp_ir.errors import AutoSPError, VerifyError
 from autosp_ir.ir.graph import Graph, Node
 from autosp_ir.ir.printer import format_type
 from autosp_ir.ir.program import Program
@@ -31,13 +31,23 @@ def check_types(graph: Graph, program: Program) -> None:
             _check_getitem(node)
         if any(_is_opaque(v.type) for v in node.operands):
             continue  # what an opaque object holds is unknown, so nothing can be inferred from it
-        inferred = program.infer(node)
+        inferred = _inferred(node, program)
         if not same_type(stored, inferred, shape_env):
             raise VerifyError(
                 f"%{node.name} is stored as {format_type(stored)} but {node.op.name} returns {format_type(inferred)}",
                 node=node,
                 hint="infer the type again after changing a node's operands (program.infer)",
             )
+
+
+def _inferred(node: Node, program: Program) -> Type:
+    """The type that follows from the operands; operands that an operation does not support make a program invalid."""
+    try:
+        return program.infer(node)
+    except VerifyError:
+        raise
+    except AutoSPError as error:
+        raise VerifyError(f"%{node.name}: {error.reason}", node=node, hint=error.hint) from error
 
 
 def _is_opaque(kind: Type) -> bool:

@@ -18,6 +18,7 @@ from autosp_ir.ir.program import Program, Stage
 from autosp_ir.pipeline.analysis import AnalysisCache, AnalysisLike
 from autosp_ir.pipeline.options import make_options, render_pass
 from autosp_ir.rewrite.events import Listener
+from autosp_ir.rewrite.limit import RewriteLimit
 from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_ir.rewrite.statistics import RewriteStatistics, RuleStatistics
 
@@ -177,6 +178,7 @@ class PassContext:
         program: The program being rewritten.
         pass_name: The pass that is running.
         listeners: Called with a `RewriteEvent` after each rewrite.
+        limit: Says which sites may be rewritten; None allows all.
     """
 
     mesh: dict[str, int] = field(default_factory=dict)
@@ -184,6 +186,7 @@ class PassContext:
     program: Program | None = None
     pass_name: str = ""
     listeners: Sequence[Listener] = ()
+    limit: RewriteLimit | None = None
     remarks: list[Remark] = field(default_factory=list)
     statistics: dict[str, int] = field(default_factory=dict)
     analyses: AnalysisCache = field(default_factory=AnalysisCache)
@@ -195,7 +198,7 @@ class PassContext:
         # What earlier rewriters did is reported first, so that events come in the order of what they tell.
         for earlier in self._rewriters:
             earlier.finish()
-        made = Rewriter(program, self.pass_name or None, self.listeners)
+        made = Rewriter(program, self.pass_name or None, self.listeners, self.limit)
         self._rewriters.append(made)
         return made
 

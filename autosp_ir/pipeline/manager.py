@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from autosp_ir._torch_compat import exact_autocast
 from autosp_ir.errors import AutoSPError, PassError, PipelineError
@@ -17,7 +20,11 @@ from autosp_ir.pipeline.base import Pass, PassContext, Remark
 from autosp_ir.pipeline.check import check_mesh, check_pipeline
 from autosp_ir.pipeline.instrument import Instrument, Verify
 from autosp_ir.pipeline.registry import format_pipeline, parse_pipeline
+from autosp_ir.pipeline.reproduce import VARIABLE, describe_failure, write_reproducer
+from autosp_ir.pipeline.spec import closest
+from autosp_ir.pipeline.timeout import time_limit
 from autosp_ir.pipeline.trace import PassRecord, Trace
+from autosp_ir.rewrite.limit import RewriteLimit
 from autosp_ir.rewrite.statistics import RuleStatistics
 
 _logger = logging.getLogger("autosp_ir.pipeline")
@@ -66,10 +73,15 @@ class PassManager:
         pipeline: Pipeline text, or passes: instances, classes (with their default options) and text may be mixed.
         verify: Verify the input, and the program after each pass that changed it.
         instruments: Called around each pass.
+        skip: Names of passes to leave out.
+        limit: Says how many sites may be rewritten, and notes them; see `Rewriter.allows`.
+        timeout: Seconds that a pass may take; None sets no limit.
+        reproducer: A file or folder for a reproducer when a pass fails. None takes the folder that the environment
+            variable AUTOSP_IR_REPRODUCER names, if any; False writes none.
 
     Raises:
         ParseError: Pipeline text is malformed.
-        PipelineError: A pass or option is unknown.
+        PipelineError: A pass or option is unknown, or no pass has a name to skip.
     """
 
     def __init__(
@@ -78,10 +90,17 @@ class PassManager:
         *,
         verify: bool = True,
         instruments: Sequence[Instrument] = (),
+        skip: Collection[str] = (),
+        limit: RewriteLimit | None = None,
+        timeout: float | None = None,
+        reproducer: str | Path | Literal[False] | None = None,
     ) -> None:
         elements = [pipeline] if isinstance(pipeline, str) else list(pipeline)
-        self.passes: list[Pass] = [pass_ for element in elements for pass_ in _passes_of(element)]
+        self.passes: list[Pass] = _without(skip, [pass_ for element in elements for pass_ in _passes_of(element)])
         self.instruments: list[Instrument] = [*instruments, *([Verify()] if verify else [])]
+        self._limit, self._timeout, self._verify = limit, timeout, verify
+        wanted = os.environ.get(VARIABLE) if reproducer is None else reproducer
+        self._reproducer = Path(wanted) if wanted else None
 
     def __str__(self) -> str:
         return format_pipeline(self.passes)
@@ -122,12 +141,13 @@ class PassManager:
         axes = self.check(program, mesh)
         work = program.clone()
         trace = Trace()
-        ctx = PassContext(mesh=axes, strict=strict, program=work)
+        ctx = PassContext(mesh=axes, strict=strict, program=work, limit=self._limit)
         for instrument in self.instruments:
             instrument.before_pipeline(work, self.passes)
         fingerprint = structural_hash(work)
         for pass_ in self.passes:
-            trace.records.append(self._run_one(pass_, work, ctx, fingerprint))
+            with self._reproducible(pass_, work, ctx):
+                trace.records.append(self._run_one(pass_, work, ctx, fingerprint))
             fingerprint = trace.records[-1].hash
         for instrument in self.instruments:
             instrument.after_pipeline(work, trace)
@@ -141,12 +161,12 @@ class PassManager:
         for instrument in self.instruments:
             instrument.before_pass(pass_, program)
         started = time.perf_counter()
-        with _blaming(pass_), exact_autocast():
+        with _blaming(pass_), time_limit(self._timeout), exact_autocast():
             pass_.run(program, ctx)
             ctx.finish_pass()
         record.seconds = time.perf_counter() - started
         _check_stage(pass_, stage, program)
-        _settle_facts(pass_, facts, program)
+        _settle_facts(pass_, facts, program, complete=self._limit is None or not self._limit.refused)
         record.hash = structural_hash(program)
         record.modified = record.hash != fingerprint or bindings_of(program) != bindings
         _logger.debug("%s: modified=%s in %.1f ms", record.text, record.modified, record.seconds * 1e3)
@@ -154,6 +174,43 @@ class PassManager:
             with _named(pass_):
                 instrument.after_pass(pass_, program, record)
         return record
+
+    @contextmanager
+    def _reproducible(self, pass_: Pass, program: Program, ctx: PassContext) -> Iterator[None]:
+        """Write a reproducer when the pass fails, and say so in the error's hint."""
+        if self._reproducer is None:
+            yield
+            return
+        given = program.clone()
+        try:
+            yield
+        except AutoSPError as error:
+            header = describe_failure(
+                error,
+                pass_,
+                self.passes,
+                given,
+                ctx.mesh,
+                strict=ctx.strict,
+                verify=self._verify,
+                timeout=self._timeout,
+            )
+            try:
+                path = write_reproducer(self._reproducer, header, given)
+                told = f"replay the failure with: autosp-ir opt --reproduce {path}"
+            except (AutoSPError, OSError) as failure:
+                told = f"no reproducer could be written: {failure}"
+            error.hint = f"{error.hint}; {told}" if error.hint else told
+            raise
+
+
+def _without(skip: Collection[str], passes: list[Pass]) -> list[Pass]:
+    """The passes whose names are not to be skipped."""
+    names = {pass_.name for pass_ in passes}
+    unknown = next((name for name in skip if name not in names), None)
+    if unknown is not None:
+        raise PipelineError(f"no pass of the pipeline is called {unknown!r}", hint=closest(unknown, names))
+    return [pass_ for pass_ in passes if pass_.name not in skip]
 
 
 def _passes_of(element: Pass | type[Pass] | str) -> list[Pass]:
@@ -207,8 +264,11 @@ def _check_stage(pass_: Pass, before: Stage, program: Program) -> None:
         )
 
 
-def _settle_facts(pass_: Pass, before: set[str], program: Program) -> None:
-    """Refuse facts that the pass did not declare, then add and take away those it did."""
+def _settle_facts(pass_: Pass, before: set[str], program: Program, *, complete: bool) -> None:
+    """Refuse facts that the pass did not declare, then add and take away those it did.
+
+    A pass that had to leave sites alone establishes nothing.
+    """
     undeclared = sorted(program.facts - before - pass_.provides)
     if undeclared:
         raise PassError(
@@ -224,7 +284,8 @@ def _settle_facts(pass_: Pass, before: set[str], program: Program) -> None:
             pass_name=pass_.name,
         )
     program.facts -= pass_.removes
-    program.facts |= pass_.provides
+    if complete:
+        program.facts |= pass_.provides
 
 
 def _statistics(trace: Trace) -> dict[str, dict[str, int]]:

@@ -48,6 +48,8 @@ def fold_attention_masks(program: Program, rewriter: Rewriter) -> FoldedMasks:
         if form is None:
             result.kept.append(node)
             continue
+        if not rewriter.allows(node, "masks-folded"):
+            continue
         rests_on.append(node.arg("bias"))
         with rewriter.rewrite():
             rewriter.set_arg(node, "causal", form.causal)

@@ -133,6 +133,8 @@ class GreedyDriver:
             counted = self.statistics.rules[rule.name]
             started = time.perf_counter()
             match = rule.match(node, self._rewriter.program, writes=self._writes)
+            if match is not None and not self._rewriter.allows(match.root, rule.name, location=rule.location):
+                match = None
             if match is not None:
                 self._apply(rule, match)
                 counted.hits += 1

@@ -19,8 +19,9 @@ from autosp_ir.ir.graph import Graph, Node, Origin, Phase, Value, map_values
 from autosp_ir.ir.ops import OpDef
 from autosp_ir.ir.program import InputKind, InputSpec, OutputSpec, Program
 from autosp_ir.ir.types import Layout, Placement, TupleType, Type
-from autosp_ir.rewrite.events import EventLog, Listener, RewriteScope
+from autosp_ir.rewrite.events import EventLog, Listener, RewriteScope, caller_location
 from autosp_ir.rewrite.layouts import infer_typed, layouts_of
+from autosp_ir.rewrite.limit import RewriteLimit
 
 _TYPED_BY_HAND = ("placeholder", "get_attr", "output")
 _LEAST_CHANGES, _CHANGES_PER_NODE = 100_000, 100
@@ -72,12 +73,20 @@ class Rewriter:
         program: The program to rewrite.
         pass_name: Appended to the origin of what is created or changed; None leaves origins alone.
         listeners: Called with a `RewriteEvent` after each rewrite.
+        limit: Says which sites may be rewritten; None allows all.
     """
 
-    def __init__(self, program: Program, pass_name: str | None = None, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(
+        self,
+        program: Program,
+        pass_name: str | None = None,
+        listeners: Sequence[Listener] = (),
+        limit: RewriteLimit | None = None,
+    ) -> None:
         self.program = program
         self.pass_name = pass_name
         self._log = EventLog(pass_name or "", listeners)
+        self._limit = limit
         self._points: list[InsertionPoint] = []
         self._created: set[Node] = set()
         self._changes_left = max(_LEAST_CHANGES, _CHANGES_PER_NODE * len(program.graph))
@@ -98,6 +107,22 @@ class Rewriter:
     def rewrite(self, rule: str | None = None) -> RewriteScope:
         """Record everything inside this `with` as one rewrite, by `rule` or by the caller's file and line."""
         return RewriteScope(self._log, rule)
+
+    def allows(self, node: Node, rule: str | None = None, *, location: str | None = None) -> bool:
+        """Whether a pass may rewrite this site; always, except while a wrong rewrite is being looked for.
+
+        A pass that has sites asks once for each, when it is certain to rewrite it and before the first mutation. On
+        False it leaves the site as it is, wholly, and goes on: the program must be valid and compute the same with
+        any of its sites left alone. A pass for which that does not hold does not ask.
+
+        Args:
+            node: The site.
+            rule: The name of the rewrite; the caller's file and line when None.
+            location: Where the rewrite is written down, when not at the caller.
+        """
+        if self._limit is None:
+            return True
+        return self._limit.allows(node, self.pass_name or "", rule, location or caller_location())
 
     def create(
         self,

@@ -1,6 +1,6 @@
 """Testing passes without a GPU: `check_pass` for one pass, `assert_equivalent` for a whole pipeline."""
 
-from autosp_ir.testing.check import check_pass, count_operations
+from autosp_ir.testing.check import assert_same_numbers, check_pass, count_operations
 from autosp_ir.testing.compare import EquivalenceError, Report
 from autosp_ir.testing.equivalence import DenseReference, Equivalence, assert_equivalent, compare_to_dense
 from autosp_ir.testing.promote import promote, promote_batch
@@ -11,6 +11,7 @@ __all__ = [
     "EquivalenceError",
     "Report",
     "assert_equivalent",
+    "assert_same_numbers",
     "check_pass",
     "compare_to_dense",
     "count_operations",

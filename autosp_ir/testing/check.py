@@ -74,7 +74,7 @@ def check_pass(
     _check_counts(result.program, expect or {})
     if after is not None:
         check_golden(result.program, after)
-    _check_numbers(source, result.program, batch, rtol, seed)
+    assert_same_numbers(source, result.program, batch, rtol=rtol, seed=seed)
     return result
 
 
@@ -96,7 +96,21 @@ def _check_counts(program: Program, expect: Mapping[str, int]) -> None:
         )
 
 
-def _check_numbers(before: Program, after: Program, batch: Any, rtol: float, seed: int) -> None:
+def assert_same_numbers(
+    before: Program, after: Program, batch: Any = None, *, rtol: float = 1e-10, seed: int = 0
+) -> None:
+    """Check that two programs compute the same outputs and gradients, in float64 on all their ranks.
+
+    Args:
+        before: The program to compare with.
+        after: What became of it; attention that no strategy has resolved runs on gathered tokens.
+        batch: User inputs; drawn at random when None, as are parameters that the programs are not bound to.
+        rtol: Largest relative error.
+        seed: Of random inputs.
+
+    Raises:
+        EquivalenceError: They differ. AutoSPError when one of them cannot be run.
+    """
     length = _BLOCKS_OF_TOKENS * max([2, *after.mesh.values(), *before.mesh.values()])
     drawn = random_inputs(promote(before), length=length, seed=seed)
     given = drawn.batch if batch is None else promote_batch(batch)
@@ -108,4 +122,4 @@ def _check_numbers(before: Program, after: Program, batch: Any, rtol: float, see
     report.check()
 
 
-__all__ = ["ProgramSource", "check_pass", "count_operations"]
+__all__ = ["ProgramSource", "assert_same_numbers", "check_pass", "count_operations"]

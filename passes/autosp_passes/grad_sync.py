@@ -56,7 +56,9 @@ class GradSync(Pass):
         """Rewrite `program` in place."""
         rewriter = ctx.rewriter(program)
         for position in _positions(program):
-            _sink_reductions(program.graph.output_node.args[0][position].producer, rewriter, ctx)
+            gradient = program.graph.output_node.args[0][position].producer
+            if rewriter.allows(gradient, "one-reduction-each"):
+                _sink_reductions(gradient, rewriter, ctx)
         if self.options.mode == "external":
             _leave_to_caller(program, rewriter, ctx)
         else:
@@ -120,7 +122,8 @@ def _reduce_when_ready(program: Program, rewriter: Rewriter, ctx: PassContext) -
         if not reduction.is_op(_REDUCE):
             continue
         ready = reduction.operands[0].producer
-        if ready.phase is reduction.phase and ready.op.kind != "placeholder" and ready is not reduction.prev:
+        movable = ready.phase is reduction.phase and ready.op.kind != "placeholder" and ready is not reduction.prev
+        if movable and rewriter.allows(reduction, "reduce-when-ready"):
             rewriter.move(reduction, after=ready)
             ctx.count("reduced earlier")
 

@@ -50,6 +50,9 @@ class LowerComm(Pass):
         for node in program.graph.nodes:
             if not _communicates(node) or node.is_op(*_ERASED_ALONE):
                 continue
+            lowers = node.arg("size") == 1 or node.op.has(Trait.IDENTITY) or node.op.name in _LOWERINGS
+            if lowers and not rewriter.allows(node):
+                continue
             if node.arg("size") == 1 or node.op.has(Trait.IDENTITY):
                 rewriter.replace(node, node.operands[0])
                 ctx.count("erased")

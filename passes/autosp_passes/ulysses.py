@@ -53,6 +53,8 @@ class Ulysses(Pass):
         for node in program.find("autosp.attention"):
             if node.arg("q").tensor_type.layout[axis] != Shard(_TOKENS):
                 continue
+            if not rewriter.allows(node):
+                continue
             _Exchange(node, rewriter, axis, size, self.options.fuse == "qkv").run()
             ctx.remark("applied", node, f"attention over {axis} by all-to-all, {size} ranks")
             ctx.count("attentions", 1)

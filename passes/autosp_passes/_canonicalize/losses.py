@@ -61,6 +61,8 @@ def rewrite_losses(program: Program, rewriter: Rewriter, ctx: PassContext) -> No
         logits, labels = _cut(loss.args[0], front=False), _cut(loss.args[1], front=True)
         if logits is None or labels is None or not _aligned(logits, labels):
             continue
+        if not rewriter.allows(loss, "losses-shifted"):
+            continue
         with rewriter.rewrite():
             with rewriter.before(loss):
                 whole = _replayed(rewriter, logits, logits.node.args[0])

@@ -71,6 +71,8 @@ def rewrite_matmuls(program: Program, rewriter: Rewriter, ctx: PassContext) -> N
         if reason is not None:
             ctx.remark("missed", softmax, f"attention stays in separate operators: {reason}")
             continue
+        if not rewriter.allows(softmax, "matmul-softmax-matmul"):
+            continue
         with rewriter.rewrite():
             rewriter.replace(site.product, _attention(rewriter, site))
         rests_on.extend(site.proved)

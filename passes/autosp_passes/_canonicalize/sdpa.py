@@ -35,6 +35,8 @@ def rewrite_sdpa(program: Program, rewriter: Rewriter, ctx: PassContext) -> None
         if reason is not None:
             ctx.remark("missed", node, f"attention stays as it is: {reason}")
             continue
+        if not rewriter.allows(node, "sdpa"):
+            continue
         with rewriter.rewrite():
             rewriter.replace(node, _attention(rewriter, node, call))
         ctx.count("sdpa")
