@@ -57,6 +57,12 @@ from autosp_ir.rewrite.explain import explain
 from autosp_ir.rewrite.pattern import Pattern
 from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_ir.rewrite.rules import Match, Rule, rule
+from autosp_ir.rewrite.strategies import (
+    attention_arguments,
+    replace_attention,
+    token_positions,
+    unresolved_attention,
+)
 from autosp_ir.sim.lockstep import Simulation, simulate
 
 __version__ = "0.1.0"
@@ -112,6 +118,7 @@ __all__ = [
     "Value",
     "VerifyError",
     "apply_rules",
+    "attention_arguments",
     "capture",
     "emit",
     "explain",
@@ -127,8 +134,11 @@ __all__ = [
     "register_op",
     "register_pass",
     "registered_passes",
+    "replace_attention",
     "rule",
     "simulate",
     "testing",
     "token_factors",
+    "token_positions",
+    "unresolved_attention",
 ]

@@ -196,6 +196,25 @@ class PassContext:
         self._rewriters.append(made)
         return made
 
+    def sequence_axis(self, axis: str | None = None) -> tuple[str, int]:
+        """The mesh axis that cuts the tokens, and the number of ranks on it.
+
+        Args:
+            axis: Its name; None takes the one that token-partition used.
+
+        Raises:
+            PassError: The mesh has no such axis.
+        """
+        info = self.program.info if self.program is not None else {}
+        name = axis or str(info.get("sp_axis", "sp"))
+        if name not in self.mesh:
+            raise PassError(
+                f"the mesh {dict(self.mesh)} has no axis {name!r}",
+                hint=f"run the pipeline with mesh={{{name!r}: number_of_ranks}}, or give the pass another axis=",
+                pass_name=self.pass_name or None,
+            )
+        return name, self.mesh[name]
+
     def remark(self, kind: RemarkKind, node: Node | Value | None, message: str) -> None:
         """Say what was done ("applied"), or what was left alone and why ("missed").
 
