@@ -143,3 +143,7 @@ def _write(program: Program, output: Path | None, as_json: bool) -> None:
         return
     output.write_text(text + "\n")
     _console.print(f"{len(program.graph)} nodes written to {output}")
+
+
+if __name__ == "__main__":
+    main()
