@@ -3,6 +3,7 @@
 from autosp_ir.pipeline import instrument as instruments
 from autosp_ir.pipeline.analysis import Analysis
 from autosp_ir.pipeline.base import Pass, PassContext, Remark
+from autosp_ir.pipeline.catalogue import catalogue
 from autosp_ir.pipeline.instrument import Instrument
 from autosp_ir.pipeline.manager import PassManager, PassResult
 from autosp_ir.pipeline.registry import (
@@ -29,6 +30,7 @@ __all__ = [
     "Remark",
     "RulePass",
     "Trace",
+    "catalogue",
     "failed_passes",
     "format_pipeline",
     "get_pass",

@@ -56,9 +56,12 @@ class Pass(ABC):
     conflicts: ClassVar[AbstractSet[str]] = frozenset()
 
     class Options(BaseModel):
-        """Options: a subclass nests its own `class Options(Pass.Options)`. Unknown names are refused."""
+        """Options: a subclass nests its own `class Options(Pass.Options)`. Unknown names are refused.
 
-        model_config = ConfigDict(extra="forbid", frozen=True)
+        The string under an option is its description, in messages, in the catalogue and in the JSON Schema.
+        """
+
+        model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     options: Any
 
