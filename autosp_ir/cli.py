@@ -1,22 +1,22 @@
-"""The command line: `autosp-ir demo | capture | opt | passes`."""
+"""The command line: `autosp-ir demo | capture | opt | passes | new-pass`."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from autosp_ir import cli_authoring
 from autosp_ir.errors import AutoSPError, CaptureError
 from autosp_ir.ir.program import Program
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Sequence-parallel training as IR passes.")
 _console = Console()
+cli_authoring.register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 Mesh = Annotated[str, typer.Option("--mesh", help="Mesh axes, such as sp=4 or dp=2,sp=4.")]
@@ -74,7 +74,7 @@ def capture(
 @app.command()
 def opt(
     program: Annotated[str, typer.Argument(help="IR text file, or package.module:factory.")],
-    pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Passes, such as canonicalize,pad-tokens.")],
+    pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Passes by name, or a .toml or .json file.")],
     mesh: Mesh = "sp=1",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the IR here, not to the screen.")] = None,
     strict: Annotated[bool, typer.Option(help="Refuse instead of running an operation replicated.")] = False,
@@ -82,32 +82,14 @@ def opt(
 ) -> None:
     """Run a pipeline over a program and print what became of it."""
     from autosp_ir.ir.text import parse
-    from autosp_ir.pipeline.manager import PassManager
 
     path = Path(program)
     source = parse(path.read_text()) if path.is_file() else _captured(program, dynamic=False)
-    result = PassManager(pipeline).run(source, mesh=_mesh(mesh), strict=strict)
+    result = cli_authoring.pass_manager(pipeline).run(source, mesh=_mesh(mesh), strict=strict)
     for remark in result.remarks:
         if remark.kind == "missed":
             sys.stderr.write(f"{remark}\n")
     _write(result.program, output, as_json)
-
-
-@app.command()
-def passes(as_json: Json = False) -> None:
-    """List every pass that is installed."""
-    from autosp_ir.pipeline.registry import registered_passes
-
-    known = registered_passes()
-    if as_json:
-        schemas = {name: cls.Options.model_json_schema() for name, cls in known.items()}
-        sys.stdout.write(json.dumps(schemas, indent=2) + "\n")
-        return
-    table = Table("pass", "stage", "options", "what it does")
-    for name, cls in known.items():
-        summary = (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
-        table.add_row(name, ", ".join(cls.stages()), ", ".join(cls.Options.model_fields), summary)
-    _console.print(table)
 
 
 def _mesh(text: str) -> dict[str, int]:
