@@ -48,6 +48,8 @@ from autosp_ir.pipeline import (
     RulePass,
     Trace,
     bisect,
+    catalogue,
+    failed_passes,
     format_pipeline,
     get_pass,
     parse_pipeline,
@@ -61,6 +63,12 @@ from autosp_ir.rewrite.explain import explain
 from autosp_ir.rewrite.pattern import Pattern
 from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_ir.rewrite.rules import Match, Rule, rule
+from autosp_ir.rewrite.strategies import (
+    attention_arguments,
+    replace_attention,
+    token_positions,
+    unresolved_attention,
+)
 from autosp_ir.sim.lockstep import Simulation, simulate
 
 __version__ = "0.1.0"
@@ -119,10 +127,13 @@ __all__ = [
     "Value",
     "VerifyError",
     "apply_rules",
+    "attention_arguments",
     "bisect",
     "capture",
+    "catalogue",
     "emit",
     "explain",
+    "failed_passes",
     "format_pipeline",
     "get_pass",
     "import_graph",
@@ -135,9 +146,12 @@ __all__ = [
     "register_op",
     "register_pass",
     "registered_passes",
+    "replace_attention",
     "reproduce",
     "rule",
     "simulate",
     "testing",
     "token_factors",
+    "token_positions",
+    "unresolved_attention",
 ]

@@ -1,25 +1,24 @@
-"""The command line: `autosp-ir demo | capture | opt | passes | report`."""
+"""The command line: `autosp-ir demo | capture | opt | passes | new-pass | report`."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from autosp_ir import cli_authoring, cli_report
 from autosp_ir.cli_io import captured, write
 from autosp_ir.cli_opt import opt
-from autosp_ir.cli_report import register
 from autosp_ir.errors import AutoSPError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Sequence-parallel training as IR passes.")
-register(app)
 _console = Console()
 app.command()(opt)
+cli_authoring.register(app)
+cli_report.register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
@@ -72,18 +71,5 @@ def capture(
     write(captured(model, dynamic), output, as_json)
 
 
-@app.command()
-def passes(as_json: Json = False) -> None:
-    """List every pass that is installed."""
-    from autosp_ir.pipeline.registry import registered_passes
-
-    known = registered_passes()
-    if as_json:
-        schemas = {name: cls.Options.model_json_schema() for name, cls in known.items()}
-        sys.stdout.write(json.dumps(schemas, indent=2) + "\n")
-        return
-    table = Table("pass", "stage", "options", "what it does")
-    for name, cls in known.items():
-        summary = (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
-        table.add_row(name, ", ".join(cls.stages()), ", ".join(cls.Options.model_fields), summary)
-    _console.print(table)
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from autosp_ir.cli_authoring import pass_manager
 from autosp_ir.cli_io import load, read_mesh, read_source, write
 from autosp_ir.cli_report import ShowDiff, TraceFile, instruments_for, save_trace
 from autosp_ir.errors import PipelineError
@@ -32,7 +33,7 @@ def opt(
     program: Annotated[
         str | None, typer.Argument(help="IR text file, or package.module:factory returning (model, batch).")
     ] = None,
-    pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Passes, such as canonicalize,pad-tokens.")] = "",
+    pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Passes by name, or a .toml or .json file.")] = "",
     mesh: Annotated[
         str | None, typer.Option("--mesh", help="Mesh axes, such as sp=4 or dp=2,sp=4; else the program's own.")
     ] = None,
@@ -79,8 +80,6 @@ def opt(
     as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False,
 ) -> None:
     """Run a pipeline over a program and print what became of it."""
-    from autosp_ir.pipeline.manager import PassManager
-
     for source in loads or ():
         load(source)
     if reproduce is not None:
@@ -95,7 +94,7 @@ def opt(
         instruments: list[Instrument] = [_Progress(progress), counted, *instruments_for(trace, diff)]
         if dump_dir is not None:
             instruments.append(PrintIR(dump_dir))
-        manager = PassManager(
+        manager = pass_manager(
             pipeline, verify=verify, instruments=instruments, skip=skip or (), timeout=timeout, reproducer=reproducer
         )
         if bisect is None:

@@ -40,6 +40,8 @@ class Call:
         q_offset: Global position of the first query.
         kv_offset: Global position of the first key.
         scale: Factor on the scores.
+        q_positions: Global positions of the queries, where `q_offset` does not say them.
+        kv_positions: Global positions of the keys, where `kv_offset` does not say them.
     """
 
     q: Tensor
@@ -52,6 +54,8 @@ class Call:
     q_offset: int
     kv_offset: int
     scale: float
+    q_positions: Tensor | None = None
+    kv_positions: Tensor | None = None
 
     @property
     def groups(self) -> int:
@@ -65,7 +69,8 @@ class Call:
             return False
         if self.q.numel() == 0 or self.k.numel() == 0 or self.q.shape[-1] != self.v.shape[-1]:
             return False
-        square = self.q.shape[2] == self.k.shape[2] and self.q_offset == self.kv_offset
+        along = self.q_positions is None and self.kv_positions is None
+        square = along and self.q.shape[2] == self.k.shape[2] and self.q_offset == self.kv_offset
         return square or not self.causal
 
 
@@ -277,9 +282,10 @@ def _tiles(call: Call) -> Iterator[tuple[slice, list[slice]]]:
         # Positions of the first and last query of the block, counted from the first key.
         first, last = (call.q_offset - call.kv_offset + i for i in (start, stop - 1))
         low, high = 0, keys
-        if call.causal:
+        along = call.q_positions is None and call.kv_positions is None
+        if call.causal and along:
             high = min(high, last + 1)
-        if call.window is not None:
+        if call.window is not None and along:
             low = max(low, first - call.window + 1)
             high = min(high, last + call.window)
         yield slice(start, stop), [slice(at, min(at + width, high)) for at in range(low, high, width)]
@@ -307,8 +313,8 @@ def _bias_tile(call: Call, bias: Tensor, row: slice, column: slice) -> Tensor:
 def _hidden(call: Call, row: slice, column: slice) -> Tensor | None:
     """Which scores of a tile are masked by position or segment, broadcastable to the tile; None for none."""
     device = call.q.device
-    query = torch.arange(row.start, row.stop, device=device)[:, None] + call.q_offset
-    key = torch.arange(column.start, column.stop, device=device)[None, :] + call.kv_offset
+    query = _positions(row, call.q_offset, call.q_positions, device)[:, None]
+    key = _positions(column, call.kv_offset, call.kv_positions, device)[None, :]
     distance = query - key
     hidden: Tensor | None = None
     if call.causal:
@@ -322,6 +328,12 @@ def _hidden(call: Call, row: slice, column: slice) -> Tensor | None:
         other = other[:, None, None]
         hidden = other if hidden is None else hidden | other
     return hidden
+
+
+def _positions(part: slice, offset: int, positions: Tensor | None, device: torch.device) -> Tensor:
+    if positions is not None:
+        return positions[part].to(device)
+    return torch.arange(part.start, part.stop, device=device) + offset
 
 
 KERNELS: list[Kernel] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autosp_ir.comm.inference import GradientFlow, checked_axes, infer_layout
-from autosp_ir.comm.rules.attention import attention_operands, cut_along_tokens
+from autosp_ir.comm.rules.attention import unresolved_axes
 from autosp_ir.comm.rules.base import Outcome, cuttable, stored_placement, whole
 from autosp_ir.errors import LayoutError, UnsupportedError, VerifyError
 from autosp_ir.ir.graph import Node, Value
@@ -130,11 +130,9 @@ def check_emittable(program: Program) -> None:
         # One that nothing reads was resolved by a pass that left the dead node behind.
         if not node.op.has(Trait.ATTENTION) or not node.users:
             continue
-        main, _ = attention_operands(node)
-        for value in main:
-            if isinstance(value.type, TensorType) and any(map(cut_along_tokens, value.type.layout.values())):
-                raise UnsupportedError(
-                    f"%{node.name} attends over tokens that are cut between ranks, and no pass has resolved it",
-                    node=node,
-                    hint="run a strategy pass such as `ulysses` behind token-partition",
-                )
+        if unresolved_axes(node):
+            raise UnsupportedError(
+                f"%{node.name} attends over tokens that are cut between ranks, and no pass has resolved it",
+                node=node,
+                hint="run a strategy pass such as `ulysses` behind token-partition",
+            )

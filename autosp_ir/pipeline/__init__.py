@@ -5,6 +5,7 @@ from autosp_ir.pipeline.analysis import Analysis
 from autosp_ir.pipeline.base import Pass, PassContext, Remark
 from autosp_ir.pipeline.bisect import bisect, command_judge
 from autosp_ir.pipeline.bisection import Bisection
+from autosp_ir.pipeline.catalogue import catalogue
 from autosp_ir.pipeline.instrument import Instrument
 from autosp_ir.pipeline.manager import PassManager, PassResult
 from autosp_ir.pipeline.registry import (
@@ -35,6 +36,7 @@ __all__ = [
     "RulePass",
     "Trace",
     "bisect",
+    "catalogue",
     "command_judge",
     "failed_passes",
     "format_pipeline",

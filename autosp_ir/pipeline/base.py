@@ -57,9 +57,12 @@ class Pass(ABC):
     conflicts: ClassVar[AbstractSet[str]] = frozenset()
 
     class Options(BaseModel):
-        """Options: a subclass nests its own `class Options(Pass.Options)`. Unknown names are refused."""
+        """Options: a subclass nests its own `class Options(Pass.Options)`. Unknown names are refused.
 
-        model_config = ConfigDict(extra="forbid", frozen=True)
+        The string under an option is its description, in messages, in the catalogue and in the JSON Schema.
+        """
+
+        model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     options: Any
 
@@ -201,6 +204,25 @@ class PassContext:
         made = Rewriter(program, self.pass_name or None, self.listeners, self.limit)
         self._rewriters.append(made)
         return made
+
+    def sequence_axis(self, axis: str | None = None) -> tuple[str, int]:
+        """The mesh axis that cuts the tokens, and the number of ranks on it.
+
+        Args:
+            axis: Its name; None takes the one that token-partition used.
+
+        Raises:
+            PassError: The mesh has no such axis.
+        """
+        info = self.program.info if self.program is not None else {}
+        name = axis or str(info.get("sp_axis", "sp"))
+        if name not in self.mesh:
+            raise PassError(
+                f"the mesh {dict(self.mesh)} has no axis {name!r}",
+                hint=f"run the pipeline with mesh={{{name!r}: number_of_ranks}}, or give the pass another axis=",
+                pass_name=self.pass_name or None,
+            )
+        return name, self.mesh[name]
 
     def remark(self, kind: RemarkKind, node: Node | Value | None, message: str) -> None:
         """Say what was done ("applied"), or what was left alone and why ("missed").

@@ -10,12 +10,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from autosp_ir._torch_compat import exact_autocast
 from autosp_ir.errors import AutoSPError, PassError, PipelineError
 from autosp_ir.ir.hashing import bindings_of, structural_hash
 from autosp_ir.ir.program import Program, Stage
+from autosp_ir.pipeline import formats
 from autosp_ir.pipeline.base import Pass, PassContext, Remark
 from autosp_ir.pipeline.check import check_mesh, check_pipeline
 from autosp_ir.pipeline.instrument import Instrument, Verify
@@ -104,6 +105,37 @@ class PassManager:
 
     def __str__(self) -> str:
         return format_pipeline(self.passes)
+
+    @classmethod
+    def from_toml(cls, path: str | Path, **settings: Any) -> PassManager:
+        """Read a pipeline from a TOML file; see `pipeline.formats` for what it looks like.
+
+        Args:
+            path: The file.
+            settings: Keyword arguments of `PassManager`.
+
+        Raises:
+            ParseError: The file is malformed; it names line and column.
+            PipelineError: A pass, option or key is unknown, or the file cannot be read.
+        """
+        return cls(formats.from_toml(formats.read(path)), **settings)
+
+    @classmethod
+    def from_json(cls, path: str | Path, **settings: Any) -> PassManager:
+        """Read a pipeline from a JSON file; as `from_toml`."""
+        return cls(formats.from_json(formats.read(path)), **settings)
+
+    def to_toml(self, path: str | Path | None = None) -> str:
+        """The pipeline as TOML text, written to `path` when one is given.
+
+        Raises:
+            PipelineError: TOML cannot say an option's value.
+        """
+        return formats.write(formats.to_toml(self.passes), path)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The pipeline as JSON text, written to `path` when one is given."""
+        return formats.write(formats.to_json(self.passes), path)
 
     def check(self, program: Program, mesh: Mapping[str, int] | None = None) -> dict[str, int]:
         """Check that the pipeline can run on `program`, without running it.

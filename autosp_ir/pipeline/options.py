@@ -83,7 +83,7 @@ def render_pass(pass_name: str, options: BaseModel, *, strict: bool = False) -> 
     parts = []
     for name, field in type(options).model_fields.items():
         value = getattr(options, name)
-        if not field.is_required() and _same(value, field.get_default(call_default_factory=True)):
+        if not field.is_required() and same_value(value, field.get_default(call_default_factory=True)):
             continue
         written = next((t for t in _writings(value) if _reads_back(options, name, value, t)), None)
         if written is None and strict:
@@ -190,13 +190,13 @@ def _reads_back(options: BaseModel, name: str, value: Any, written: str) -> bool
         read = _validate(type(options), {name: list(_readings(option))}, others)
     except (ParseError, ValidationError, ValueError):
         return False
-    return _same(getattr(read, name), value)
+    return same_value(getattr(read, name), value)
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_value(a: Any, b: Any) -> bool:
     """Equal and of the same types: 1, 1.0 and True are three options."""
     if type(a) is not type(b):
         return False
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(same_value(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from importlib.metadata import EntryPoint, entry_points
@@ -40,6 +41,7 @@ class Registry:
         self._passes: dict[str, type[Pass]] = {}
         self._entries: dict[str, list[EntryPoint]] | None = None
         self._failures: dict[str, str] = {}
+        self._warned: set[str] = set()
 
     def add(self, pass_class: type[Pass]) -> None:
         """Register a pass under its name.
@@ -78,13 +80,16 @@ class Registry:
         return self._passes[name]
 
     def loaded(self) -> dict[str, type[Pass]]:
-        """Every pass that can be loaded, by name.
+        """Every pass that can be loaded, by name; a warning names each that cannot, once.
 
         Raises:
             PipelineError: Two passes have one name.
         """
         for name in self._entry_points():
             self._load(name)
+        for name in sorted(self._failures.keys() - self._warned):
+            self._warned.add(name)
+            warnings.warn(f"the pass {name!r} cannot be loaded: {self._failures[name]}", RuntimeWarning, stacklevel=3)
         return {name: self._passes[name] for name in sorted(self._passes) if name not in self._failures}
 
     def failures(self) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from autosp_ir.comm.rules.attention import unresolved_axes
 from autosp_ir.ir.graph import Node, Value, map_values
 from autosp_ir.ir.program import Program
-from autosp_ir.ir.types import Shard
 from autosp_ir.rewrite.rewriter import Rewriter
 
 _TOKENS = 2
@@ -19,8 +19,7 @@ def with_gathered_attention(program: Program) -> Program:
     copy = program.clone()
     rewriter = Rewriter(copy, "gathered-attention")
     for node in copy.find("autosp.attention"):
-        layout = node.arg("q").tensor_type.layout
-        axes = {axis: size for axis, size in copy.mesh.items() if layout[axis] == Shard(_TOKENS)}
+        axes = {axis: copy.mesh[axis] for axis in unresolved_axes(node)}
         if axes:
             _gather(node, axes, rewriter)
     return copy

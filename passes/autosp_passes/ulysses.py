@@ -18,6 +18,7 @@ from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_passes._token_walk import check_mesh_axis
 
 _HEADS, _TOKENS = 1, 2
+_ATTRIBUTES = ("causal", "window", "q_offset", "kv_offset", "scale", "q_positions", "kv_positions")
 
 
 class Ulysses(Pass):
@@ -74,7 +75,7 @@ class _Exchange:
         with self.rewriter.before(self.node):
             q, k, v = self._exchanged()
             extra = {"bias": self._bias(), "segment_ids": self.node.arg("segment_ids")}
-            attributes = {n: self.node.arg(n) for n in ("causal", "window", "q_offset", "kv_offset", "scale")}
+            attributes = {n: self.node.arg(n) for n in _ATTRIBUTES}
             pair = self._op("autosp.attention", q, k, v, **self._set(extra), **self._set(attributes))
             out = self._back(pair, 0)
             lse = self._back(pair, 1) if self._lse_is_read() else None

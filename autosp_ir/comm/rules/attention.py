@@ -1,4 +1,9 @@
-"""Attention: cut along the batch or along the heads it is local; along the tokens it waits for a strategy pass."""
+"""Attention: cut along the batch or along the heads it is local; along the tokens it waits for a strategy pass.
+
+A strategy may resolve it without moving the queries. Queries that are cut attend to keys and values that are whole, and
+each rank adds a partial sum to their gradients; or `local_axis` says that every rank attends to its own keys, and `lse`
+merges what ranks found. In both the positions of cut tokens are a value cut like them: nothing else knows the rank.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +22,40 @@ from autosp_ir.comm.rules.base import (
 )
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Stage
-from autosp_ir.ir.types import PARTIAL, Partial, Placement, Shard
+from autosp_ir.ir.types import PARTIAL, Partial, Placement, Shard, TensorType
 
 RESOLVED = "attention-resolved"
 """The fact that a strategy pass establishes: no attention is cut along its tokens any more."""
 
 _BATCH, _HEADS, _TOKENS = 0, 1, 2
+_POSITIONS = ("q_positions", "kv_positions")
+_GIVE_POSITIONS = "pass positions cut along the tokens, such as air.token_positions makes"
 _USE_STRATEGY = "run a strategy pass such as `ulysses` behind token-partition"
 
 
 def attention_operands(node: Node) -> tuple[list[Value], list[Value]]:
     """The [B, H, S, …] operands of an attention node, and the masks: bias and segment ids."""
     masks = [v for v in (node.arg("bias"), node.arg("segment_ids"), node.arg("attn_mask")) if isinstance(v, Value)]
-    main = [v for v in node.operands if all(v is not m for m in masks)]
+    apart = [*masks, *(node.arg(name) for name in _POSITIONS)]
+    main = [v for v in node.operands if all(v is not other for other in apart)]
     return main, masks
 
 
 def cut_along_tokens(placement: Placement) -> bool:
     """Whether an attention operand so placed is cut along its tokens."""
     return isinstance(placement, Shard) and placement.dim == _TOKENS
+
+
+def unresolved_axes(node: Node) -> list[str]:
+    """Mesh axes that cut the tokens of an attention which no strategy has resolved there."""
+    main, _ = attention_operands(node)
+    layouts = [v.type.layout for v in main if isinstance(v.type, TensorType)]
+    keys = [v.tensor_type.layout for v in (node.arg("k"), node.arg("v")) if isinstance(v, Value)]
+    axes = dict.fromkeys(
+        axis for layout in layouts for axis, placement in layout.items() if cut_along_tokens(placement)
+    )
+    gathered = {axis for axis in axes if keys and all(whole(layout[axis]) for layout in keys)}
+    return [axis for axis in axes if axis != node.arg("local_axis") and axis not in gathered]
 
 
 @rule("autosp.attention")
@@ -55,7 +75,9 @@ def _attention_backward(ctx: RuleContext) -> Outcome:
         if not all(whole(ctx.placement(v)) for v in others):
             ctx.fail("a partial gradient meets values that are not whole", NEEDS_SUM)
         return every(ctx, PARTIAL)
-    return every(ctx, _common(ctx, unresolved=False))
+    placement = _common(ctx, unresolved=False)
+    keys = PARTIAL if cut_along_tokens(placement) and _keys_are_whole(ctx) else placement
+    return placement, keys, keys
 
 
 @rule("aten.scaled_dot_product_attention")
@@ -81,16 +103,45 @@ def _common(ctx: RuleContext, *, unresolved: bool) -> Placement:
         return WHOLE
     if shard.outer != 1 or shard.dim not in (_BATCH, _HEADS, _TOKENS):
         ctx.fail(f"attention cannot run cut along {shard}", "cut the batch, the heads or the tokens")
+    whole_keys = [ctx.operand("k"), ctx.operand("v")] if shard.dim == _TOKENS and _keys_are_whole(ctx) else []
     for value, placement in zip(main, placements, strict=True):
+        if any(value is k for k in whole_keys):
+            continue
         if placement != shard and not (whole(placement) and _constant_gradient(ctx, value, main, shard)):
             ctx.fail(f"%{value.name} is {placement}, other operands are {shard}", NEEDS_GATHER)
-    if shard.dim == _TOKENS:
+    if shard.dim == _TOKENS and (whole_keys or ctx.arg("local_axis") == ctx.axis):
+        _check_resolved(ctx)
+    elif shard.dim == _TOKENS:
         if not unresolved:
             ctx.fail("its queries, keys and values are still cut along the tokens", _USE_STRATEGY)
         _check_whole_masks(ctx, masks)
     else:
         _check_masks(ctx, masks, shard.dim)
     return shard
+
+
+def _keys_are_whole(ctx: RuleContext) -> bool:
+    keys = [v for v in (ctx.arg("k"), ctx.arg("v")) if isinstance(v, Value)]
+    return len(keys) == 2 and all(whole(ctx.placement(v)) for v in keys)
+
+
+def _check_resolved(ctx: RuleContext) -> None:
+    """Queries cut along the tokens that attend to whole keys, or to the keys of their own rank."""
+    ids, bias = ctx.arg("segment_ids"), ctx.arg("bias")
+    looks = ctx.arg("causal") or ctx.arg("window") is not None or ids is not None
+    for name, tokens in zip(_POSITIONS, ("q", "k"), strict=True):
+        positions, cut = ctx.arg(name), cut_along_tokens(ctx.placement(ctx.operand(tokens)))
+        if positions is None:
+            if cut and looks and ctx.size > 1:
+                ctx.fail(f"its mask looks at positions, and no {name} say where a rank's tokens stand", _GIVE_POSITIONS)
+        elif ctx.placement(positions) != Shard(0) if cut else not whole(ctx.placement(positions)):
+            ctx.fail(f"{name} must be cut like the tokens whose positions they are", _GIVE_POSITIONS)
+    if ids is not None:
+        _check_whole_masks(ctx, [ids])
+    if isinstance(bias, Value):
+        _check_masks(ctx, [bias], _TOKENS)
+        if not _keys_are_whole(ctx) and bias.tensor_type.ndim and bias.tensor_type.shape[-1] != 1:
+            ctx.fail("a bias over all keys meets the keys of one rank", "resolve this attention by another strategy")
 
 
 def _constant_gradient(ctx: RuleContext, value: Value, main: Sequence[Value], shard: Shard) -> bool:

@@ -1,0 +1,1 @@
+"""Passes for `autosp_ir` that live outside of it."""
