@@ -16,6 +16,7 @@ from autosp_ir.analysis.timeline import Durations, Timeline, durations, is_start
 from autosp_ir.ir.graph import Node, Phase
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program, Stage
+from autosp_ir.ir.types import TensorType
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_passes._motion import fill_stalls, out_of_place, start_early, wait_late
@@ -49,16 +50,16 @@ class Overlap(Pass):
     def run(self, program: Program, ctx: PassContext) -> None:
         """Reorder `program` in place.
 
+        A program that writes in place, does not communicate, or was captured with a symbolic length keeps its order,
+        with a remark.
+
         Raises:
-            UnsupportedError: The tables do not know the device or link, or an extent has no number.
+            UnsupportedError: The tables do not know the device or link.
         """
-        writer = next((n for n in program.graph.nodes if n.op.has(Trait.MUTATES)), None)
-        if writer is not None:
-            ctx.remark("missed", writer, "the program writes in place, so its order stays as it is")
-            return
         on, over = device(self.options.device), link(self.options.link)
-        if not any(is_start(n) for n in program.graph.nodes):
-            ctx.remark("missed", None, "the program does not communicate, so there is nothing to overlap")
+        kept = _reason_to_keep(program)
+        if kept is not None:
+            ctx.remark("missed", None, kept)
             return
         own = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
         priced = durations(own, on, over)
@@ -76,6 +77,19 @@ class Overlap(Pass):
             _reorder(rewriter, own)
         ctx.remark("missed", None, "no order within the memory cap is faster than the program's own")
         _report(ctx, priced, before, before)
+
+
+def _reason_to_keep(program: Program) -> str | None:
+    nodes = list(program.graph.nodes)
+    writer = next((n for n in nodes if n.op.has(Trait.MUTATES)), None)
+    if writer is not None:
+        return f"%{writer.name} writes in place, so the order stays as it is"
+    if not any(is_start(n) for n in nodes):
+        return "the program does not communicate, so there is nothing to overlap"
+    shapes = (v.type.shape for n in nodes for v in n.results if isinstance(v.type, TensorType))
+    if any(not isinstance(extent, int) for shape in shapes for extent in shape):
+        return "the length is symbolic, so that nothing can be priced; capture it with dynamic=False"
+    return None
 
 
 def _candidates(own: Sequence[Node], priced: Durations) -> list[list[Node]]:

@@ -125,6 +125,8 @@ def _views() -> list[Probe]:
         Probe("aten._to_copy", (x,), {"dtype": torch.int64}),
         Probe("aten._to_copy", (ints(9, 4, 4),), {"dtype": torch.float64}),
         Probe("aten._to_copy", (ints(2, 4, 4),), {"dtype": torch.bool}),
+        Probe("prims.convert_element_type", (x, torch.float32)),
+        Probe("prims.convert_element_type", (x, torch.int64)),
         Probe("aten.to.dtype", (x, torch.float64)),
         Probe("aten.to.dtype_layout", (x,), {"dtype": torch.float32}),
         Probe("aten.to.device", (x, "cpu", torch.float32)),

@@ -85,6 +85,13 @@ def test_a_second_overlap_is_refused_and_nothing_to_overlap_is_said() -> None:
     assert "does not communicate" in str(result.remarks[0])
 
 
+def test_a_symbolic_length_keeps_its_order() -> None:
+    model, batch = build("plain")
+    program = air.capture(model, batch, dynamic=True)
+    result = air.PassManager(f"{_LOWERED},overlap").run(program, mesh={"sp": 2})
+    assert "the length is symbolic" in "".join(str(r) for r in result.remarks)
+
+
 @pytest.mark.parametrize(("option", "value"), [("device", "h1000"), ("link", "carrier-pigeon")])
 def test_unknown_devices_and_links_are_named_with_those_there_are(option: str, value: str) -> None:
     program = lowered()
