@@ -7,6 +7,7 @@ import torch
 
 from autosp_ir.errors import AutoSPError
 from autosp_ir.testing.compare import (
+    FLOOR,
     GRADIENT,
     EquivalenceError,
     Report,
@@ -25,10 +26,10 @@ def test_the_error_is_relative_to_the_largest_magnitude() -> None:
 def test_a_gradient_of_zero_is_measured_against_the_model() -> None:
     gradients = {"big": 1e3 * ONE, "key.bias": 0 * ONE}
     floor = gradient_floor(gradients.values())
-    assert floor == pytest.approx(1e-3)
+    assert floor == pytest.approx(1e3 * FLOOR)
     noise = {"big": 1e3 * ONE, "key.bias": 1e-14 * ONE}
     errors = {d.what: d.error for d in compare_named(GRADIENT, noise, gradients, floor=floor)}
-    assert errors["gradient of key.bias"] == pytest.approx(1e-11)
+    assert errors["gradient of key.bias"] == pytest.approx(1e-17 / FLOOR)
     assert next(compare_named("output", {"o": ONE}, {"o": 0 * ONE})).error == math.inf
 
 
