@@ -13,22 +13,28 @@ from autosp_ir.errors import RuntimeMismatchError
 _PRIME = 1_000_003
 
 
-def check_same_batch(inputs: Mapping[str, Tensor], group: dist.ProcessGroup, axis: str) -> None:
+def check_same_batch(
+    inputs: Mapping[str, Tensor], group: dist.ProcessGroup, axis: str, settings: Mapping[str, str] | None = None
+) -> None:
     """Compare a fingerprint of the batch between the ranks of a group.
 
     Args:
         inputs: The batch's tensors by name.
         group: The ranks that must agree.
         axis: The mesh axis, for the message.
+        settings: What else decides which program runs, by name: under `torch.autocast` on one rank alone, ranks would
+            run different programs.
 
     Raises:
         RuntimeMismatchError: On every rank, naming the inputs and ranks that differ.
     """
-    names = sorted(inputs)
-    if not names:
+    if not inputs:
         return
-    device = inputs[names[0]].device
-    mine = torch.stack([fingerprint(inputs[n]).to(device) for n in names])
+    device = next(iter(inputs.values())).device
+    texts = {n: torch.tensor(list(text.encode()), dtype=torch.uint8) for n, text in (settings or {}).items()}
+    compared = {**texts, **inputs}
+    names = sorted(compared)
+    mine = torch.stack([fingerprint(compared[n]).to(device) for n in names])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)
     differing = {
@@ -40,8 +46,9 @@ def check_same_batch(inputs: Mapping[str, Tensor], group: dist.ProcessGroup, axi
         return
     told = "; ".join(f"{name} on rank(s) {ranks}" for name, ranks in differing.items())
     raise RuntimeMismatchError(
-        f"the ranks of axis {axis!r} were given different batches: {told} differ from rank 0",
-        hint=f"every rank of one {axis!r} group must pass the same full batch; seed the sampler by data-parallel rank",
+        f"the ranks of axis {axis!r} were given different batches or settings: {told} differ from rank 0",
+        hint=f"every rank of one {axis!r} group must pass the same full batch in the same state; "
+        "seed the sampler by data-parallel rank",
     )
 
 

@@ -48,8 +48,9 @@ class ProgramRunner:
         tensors = lookup(module, self._names)
         self._check_parameters(tensors)
         if not self._agreed:
+            settings = {"torch.autocast": repr(info.autocast), "module.training": str(module.training)}
             for axis, group in self._binding.groups.items():
-                check_same_batch(inputs, group, axis)
+                check_same_batch(inputs, group, axis, settings)
             self._agreed = True
         return info.rebuild(self._step(tensors, inputs))
 

@@ -36,6 +36,16 @@ def different_batches(rank: int, world: int, what: str) -> list[Met]:
     return [met(lambda: step(**other)), met(lambda: step(**batch))]
 
 
+def different_settings(rank: int, world: int, what: str) -> Met:
+    """A first step on equal batches, with the last rank alone under autocast or in evaluation mode."""
+    model, batch = build("llama-gqa", length=16)
+    step = air.parallelize(model, batch, backend="eager")
+    last = rank == world - 1
+    step.train(not (last and what == "module.training"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=last and what == "torch.autocast"):
+        return met(lambda: step(**batch))
+
+
 def world_of_another_size(rank: int, world: int) -> list[Met]:
     """A program written for three ranks, emitted without a mesh and on one."""
     model, batch = build("llama-gqa", length=24, heads=6, hidden_size=24, kv_heads=3)

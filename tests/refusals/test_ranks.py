@@ -26,6 +26,12 @@ def test_batches_that_differ_between_ranks(what: str) -> None:
         assert second == ("", "")
 
 
+@pytest.mark.parametrize("what", ["torch.autocast", "module.training"])
+def test_a_rank_that_would_run_another_program(what: str) -> None:
+    for found in run_ranks(bodies.different_settings, 2, what):
+        check(found, "RuntimeMismatchError", f"settings: {what} on rank(s) [1]", "in the same state")
+
+
 def test_a_world_of_another_size() -> None:
     for without_mesh, on_mesh in run_ranks(bodies.world_of_another_size, 2):
         check(without_mesh, "RuntimeMismatchError", "'sp': 3", "2 are running")
