@@ -27,6 +27,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from tests.collector import calm_collector
+
 
 class RankError(AssertionError):
     """A rank raised, died or did not finish; the message holds the tracebacks of the ranks."""
@@ -118,6 +120,7 @@ def _stack_of(folder: str, rank: int) -> str:
 
 def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
+    calm_collector()
     while True:
         try:
             request = pipe.recv_bytes()
