@@ -75,6 +75,19 @@ def cuda_flash_attention_backward() -> torch._ops.OpOverload:
     return torch.ops.aten._scaled_dot_product_flash_attention_backward.default
 
 
+def cuda_efficient_attention() -> torch._ops.OpOverload:
+    """The fused CUDA attention for any floating type but float64; `lse` is [B, H, S rounded up to 32].
+
+    `(q, k, v, bias, compute_lse, dropout, is_causal, *, scale) -> (out, lse, …)`, as many key heads as query heads.
+    """
+    return torch.ops.aten._scaled_dot_product_efficient_attention.default
+
+
+def cuda_efficient_attention_backward() -> torch._ops.OpOverload:
+    """The backward of `cuda_efficient_attention`."""
+    return torch.ops.aten._scaled_dot_product_efficient_attention_backward.default
+
+
 def pytree_flatten_with_names(tree: object) -> list[tuple[tuple[str, ...], Any]]:
     """The leaves of nested containers with their paths as strings: `[(("0", "weight"), leaf), …]`."""
     from torch.utils import _pytree

@@ -92,6 +92,15 @@ def test_cpu_flash_attention_pair() -> None:
             "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p is_causal "
             "philox_seed philox_offset scale",
         ),
+        (
+            _torch_compat.cuda_efficient_attention,
+            "query key value attn_bias compute_log_sumexp dropout_p is_causal scale",
+        ),
+        (
+            _torch_compat.cuda_efficient_attention_backward,
+            "grad_out_ query key value attn_bias out logsumexp philox_seed philox_offset dropout_p grad_input_mask "
+            "is_causal scale",
+        ),
     ],
 )
 def test_cuda_attention_schemas(accessor: Callable[[], torch._ops.OpOverload], arguments: str) -> None:

@@ -24,6 +24,9 @@ _MAX_ROWS = 1024
 _MIN_ROWS = 64
 _MIN_KEYS = 256
 
+# torch's memory-efficient backward reads the log-sum-exp of a whole number of these rows.
+_LSE_ALIGNMENT = 32
+
 
 @dataclass(frozen=True)
 class Call:
@@ -193,6 +196,31 @@ def _cuda_flash_backward(
     return dq, dk, dv
 
 
+def _efficient_supports(call: Call, has_dlse: bool) -> bool:
+    """The memory-efficient kernels of torch, the only fused ones for float32; rows are loaded 16 bytes at a time."""
+    single = call.q.is_cuda and call.q.dtype == torch.float32
+    return single and call.plain and not has_dlse and call.q.shape[-1] % 4 == 0
+
+
+def _efficient_forward(call: Call) -> tuple[Tensor, Tensor]:
+    k, v = _per_query_head(call.k, call), _per_query_head(call.v, call)
+    results = _torch_compat.cuda_efficient_attention()(call.q, k, v, None, True, 0.0, call.causal, scale=call.scale)
+    return results[0], results[1][..., : call.q.shape[2]]
+
+
+def _efficient_backward(
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    k, v = _per_query_head(call.k, call), _per_query_head(call.v, call)
+    padded = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % _LSE_ALIGNMENT), value=math.inf)
+    state = torch.zeros((), dtype=torch.int64, device=call.q.device)  # without dropout it is not read
+    dq, dk, dv, _ = _torch_compat.cuda_efficient_attention_backward()(
+        dout, call.q, k, v, None, out, padded, state, state, 0.0, [True, True, True, False], call.causal,
+        scale=call.scale,
+    )  # fmt: skip
+    return dq, _per_kv_head(dk, call), _per_kv_head(dv, call)
+
+
 # Blockwise arithmetic ------------------------------------------------------------------------------------------------
 
 
@@ -340,5 +368,6 @@ KERNELS: list[Kernel] = [
     Kernel("cpu-flash", _cpu_flash_supports, _cpu_flash_forward, _cpu_flash_backward),
     Kernel("cudnn", _cudnn_supports, _cudnn_forward, _cudnn_backward),
     Kernel("cuda-flash", _cuda_flash_supports, _cuda_flash_forward, _cuda_flash_backward),
+    Kernel("cuda-efficient", _efficient_supports, _efficient_forward, _efficient_backward),
     Kernel("blockwise", lambda call, has_dlse: True, _blockwise_forward, _blockwise_backward),
 ]

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.bfloat16, 6e-2), (torch.float16, 1e-2), (torch.float64, 1e-10)]
+    ("dtype", "tolerance"),
+    [(torch.bfloat16, 6e-2), (torch.float16, 1e-2), (torch.float32, 1e-5), (torch.float64, 1e-10)],
 )
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("form", ["full", "causal", "scale", "window", "segments", "causal bias", "out of sight"])
@@ -33,6 +34,14 @@ def test_agrees_with_dense_attention(form: str, kv_heads: int, dtype: torch.dtyp
         grads, wanted = gradients((out.cpu(), lse.cpu()), operands, with_lse), gradients(expected, reference, with_lse)
         for actual, target in zip(grads, wanted, strict=True):
             torch.testing.assert_close(actual.double().cpu(), target, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_float32_takes_the_fused_kernel(causal: bool) -> None:
+    q, k, v = (x.detach().float().cuda() for x in tensors(kv_heads=2, width=16))
+    call = attention_kernels.Call(q, k, v, None, None, causal, None, 0, 0, 0.25)
+    names = [entry.name for entry in attention_kernels.KERNELS if entry.supports(call, False)]
+    assert names == ["cuda-efficient", "blockwise"]
 
 
 @pytest.mark.parametrize("causal", [False, True])
