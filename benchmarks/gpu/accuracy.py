@@ -1,8 +1,10 @@
-"""Gradient errors against a dense float32 run: `torchrun --nproc-per-node=2 -m benchmarks.gpu.accuracy --seq 8192`.
+"""Gradient errors against a dense run: `torchrun --nproc-per-node=2 -m benchmarks.gpu.accuracy --seq 8192`.
 
-The reference is the dense model on one GPU: eager, float32, with the weights of the measured dtype upcast, products at
-highest precision. TF32 is off for everything here, also for what is compared. Rank 0 computes the reference and keeps
-its gradients in host memory; every candidate starts from the same weights and tokens.
+The reference is the dense model on one GPU, eager, with the weights of the measured dtype upcast: in float32 for half
+types, and in float64 for float32, because a float32 reference errs as much as what it judges, and in the same direction
+as a candidate that happens to use its attention kernel. TF32 is off for everything here, also for what is compared.
+Rank 0 computes the reference and keeps its gradients in host memory; every candidate starts from the same weights and
+tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.gpu.measure import clear, describe, global_loss, leave, report
 from benchmarks.gpu.modes import maker_of
@@ -77,7 +81,7 @@ def compare(row: Error, found: Mapping[str, Tensor | None], wanted: Mapping[str,
         gradient = found[name]
         true = reference if gradient is None else reference.to(gradient.device)
         size[name] = _norm(true)
-        error[name] = size[name] if gradient is None else _norm(gradient.float() - true)
+        error[name] = size[name] if gradient is None else _norm(gradient.to(true.dtype) - true)
     floor = 1e-6 * max(size.values())
     relative = {name: error[name] / max(size[name], floor) for name in wanted}
     row.worst_name = max(relative, key=lambda name: math.inf if math.isnan(relative[name]) else relative[name])
@@ -108,16 +112,40 @@ def forbid_tf32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def reference(sizes: Sizes, seq: int, device: torch.device) -> tuple[float, Gradients]:
-    """Loss and gradients of the dense float32 step, in host memory.
+def register_causal_by_head() -> None:
+    """Causal attention one query head at a time, each computed again in backward, as a transformers function."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    Attention is the plain product of matrices, whose scores only fit when each layer's are computed again.
+    def one(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+
+    def attention(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: Any = None, **_: Any) -> Any:
+        group = q.shape[1] // k.shape[1]
+        heads = [
+            checkpoint(one, q[:, h, None], k[:, h // group, None], v[:, h // group, None], scaling, use_reentrant=False)
+            for h in range(q.shape[1])
+        ]
+        return torch.cat(heads, 1).transpose(1, 2).contiguous(), None
+
+    ALL_ATTENTION_FUNCTIONS["bench_causal_by_head"] = attention
+
+
+def reference(sizes: Sizes, seq: int, device: torch.device) -> tuple[float, Gradients]:
+    """Loss and gradients of the dense step in the next wider dtype, in host memory.
+
+    Attention is the plain product of matrices, whose scores only fit one head at a time, computed again in backward.
     """
-    model: Any = build(sizes, device, "sdpa").float()
+    register_causal_by_head()
+    model: Any = build(sizes, device, "bench_causal_by_head")
+    model = model.double() if sizes.dtype == "float32" else model.float()
     model.gradient_checkpointing_enable()
+    ids = tokens(sizes, seq, device)
     with sdpa_kernel([SDPBackend.MATH]):
-        loss = dense(model, sizes, seq, device)
-    return loss, {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        # transformers' own loss takes logits in float32, whatever the model's dtype.
+        logits = model(input_ids=ids).logits[0, :-1]
+        loss = F.cross_entropy(logits, ids[0, 1:])
+        loss.backward()
+    return float(loss.detach()), {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def run(sizes: Sizes, seq: int, device: torch.device) -> None:
