@@ -222,11 +222,14 @@ def _pipeline(pipeline: str | Sequence[Pass] | None, backend: Backend, axis: str
 def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph", backend: Backend = "aot_eager") -> str:
     """`DEFAULT_PIPELINE` for another axis name, gradient synchronisation or backend.
 
-    For `inductor` the backward is traced decomposed: what Inductor fuses is then also what `remat` recomputes.
+    For `inductor` the backward is traced decomposed: what Inductor fuses is then also what `remat` recomputes; and
+    `overlap` comes last, whose order the compiled code keeps.
     """
     passes = parse_pipeline(DEFAULT_PIPELINE)
     for index, each in enumerate(passes):
         changed = {"axis": axis, "mode": grad_sync, "decompose": backend == "inductor"}
         given = {k: v for k, v in changed.items() if k in type(each.options).model_fields}
         passes[index] = type(each)(**(each.options.model_dump() | given))
+    if backend == "inductor":
+        passes += parse_pipeline("overlap")
     return format_pipeline(passes)
