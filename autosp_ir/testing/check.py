@@ -12,6 +12,7 @@ from autosp_ir.pipeline.manager import PassManager, PassResult
 from autosp_ir.sim.lockstep import simulate
 from autosp_ir.testing.compare import EquivalenceError
 from autosp_ir.testing.equivalence import compare_runs
+from autosp_ir.testing.filecheck import filecheck
 from autosp_ir.testing.golden import check_golden, check_round_trip, read_program
 from autosp_ir.testing.inputs import random_inputs
 from autosp_ir.testing.promote import promote, promote_batch
@@ -35,6 +36,7 @@ def check_pass(
     rtol: float = 1e-10,
     strict: bool = False,
     seed: int = 0,
+    checks: str | None = None,
 ) -> PassResult:
     """Run a pass (or several) on a program and check the result in every way there is.
 
@@ -55,6 +57,7 @@ def check_pass(
         rtol: Largest relative error; see `autosp_ir.testing.compare`.
         strict: Run the pipeline with `strict=True`.
         seed: Of random inputs.
+        checks: FileCheck directives that the text of the result must match; see `autosp_ir.testing.filecheck`.
 
     Returns:
         What the pass manager returned.
@@ -74,6 +77,8 @@ def check_pass(
     _check_counts(result.program, expect or {})
     if after is not None:
         check_golden(result.program, after)
+    if checks is not None:
+        filecheck(result.program, checks)
     assert_same_numbers(source, result.program, batch, rtol=rtol, seed=seed)
     return result
 

@@ -16,9 +16,7 @@ _MODELS = ("llama-mha", "llama-gqa", "llama-mqa", "llama-tied", "qwen3", "mistra
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_one_step_equals_dense(world: int, backend: str) -> None:
     shapes = [{"length": 32}, {"length": 33, "ignored": 9}, {"length": 33, "batch_size": 3}]
-    # Four ranks share two cores: the models that differ most in their collectives stand for the others there.
-    names = _MODELS if world == 2 else ("llama-mqa", "gpt2", "plain")
-    cases = [(name, shapes[i % 3], {"backend": backend}) for i, name in enumerate(names)]
+    cases = [(name, shapes[i % 3], {"backend": backend}) for i, name in enumerate(_MODELS)]
     for errors in run_ranks(steps.step_errors, world, cases, timeout=500.0):
         for case, (loss, gradient) in zip(cases, errors, strict=True):
             assert loss <= _TOLERANCE, (case, loss)
