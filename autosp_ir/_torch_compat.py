@@ -449,6 +449,14 @@ def min_cut_saved_names(joint: torch.fx.GraphModule, forward_outputs: int, stati
     return {n.name for n in inputs if "tangents" not in str(n.target)}
 
 
+def mark_must_recompute(node: torch.fx.Node) -> None:
+    """Forbid torch's partitioner to save a node, as a checkpointed region of the user would."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+    node.meta["ac_graph_id"] = 0
+
+
 def new_fake_mode() -> Any:
     """A fake-tensor mode of its own, without symbols."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -199,9 +199,7 @@ class Aliasing:
 
         try:
             with self._mode, torch.no_grad():
-                results = call_target(
-                    node, map_values(node.args, argument), dict(map_values(dict(node.kwargs), argument))
-                )
+                results = _call(node, map_values(node.args, argument), dict(map_values(dict(node.kwargs), argument)))
         except AutoSPError:
             raise
         except Exception:  # an operation without a fake kernel for static shapes: fall back to its declared types
@@ -229,6 +227,13 @@ class Aliasing:
             return _Result(shape, _contiguous(shape), kind.dtype, kind.device, aliases, next(counter), size)
 
         return declared(node.result.type)
+
+
+def _call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the node; a view whose operator must copy says by `evaluate` what it is a view of."""
+    if node.op.has(Trait.VIEW) and node.op.evaluate is not None:
+        return node.op.evaluate(*args, **kwargs)
+    return call_target(node, args, kwargs)
 
 
 def _results(made: Any, fakes: list[Tensor], numbers: dict[int, int]) -> Any:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from autosp_ir.errors import RuntimeMismatchError
+from autosp_ir.ir.graph import Node
 from autosp_ir.ir.program import Program
 
 
@@ -81,9 +82,12 @@ def _of_mesh(axis: str, size: int, mesh: DeviceMesh) -> dist.ProcessGroup:
 
 
 def bind_axes(program: Program, binding: MeshBinding) -> Program:
-    """A copy of a program whose collectives name the process groups of a run in place of logical axes."""
+    """A copy of a program that runs: collectives name process groups in place of axes, chunks are views."""
     bound = program.clone()
-    for node in bound.graph.nodes:
+    for node in list(bound.graph.nodes):
+        if node.is_op("autosp.chunk", "autosp.unchunk"):
+            _localise(bound, node)
+            continue
         schema = node.op.schema
         if schema is None:
             continue
@@ -92,3 +96,19 @@ def bind_axes(program: Program, binding: MeshBinding) -> Program:
             if isinstance(axis, str) and axis in binding.sizes:
                 node.set_args(*node.with_arg(name, binding.group_name(axis)))
     return bound
+
+
+def _localise(program: Program, node: Node) -> None:
+    """Put torch's own chunk or cat in place of ours: what one rank runs has no layouts to respect."""
+    dim = node.arg("dim")
+    name, args = (
+        ("aten.chunk", (node.arg("x"), node.arg("chunks"), dim))
+        if node.is_op("autosp.chunk")
+        else ("aten.cat", (list(node.arg("parts")), dim))
+    )
+    local = program.graph.create(
+        name, args, before=node, type=node.result.type, phase=node.phase, origin=node.origin, meta=node.meta
+    )
+    for reader in node.result.users:
+        reader.replace_operand(node.result, local.result)
+    program.graph.erase(node)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import fx
 
-from autosp_ir._torch_compat import force_fx_name, min_cut_saved_names
+from autosp_ir._torch_compat import force_fx_name, mark_must_recompute, min_cut_saved_names
 from autosp_ir.emit.fx_export import export_graph
 from autosp_ir.errors import PassError
 from autosp_ir.ir.graph import Value
@@ -14,11 +16,12 @@ from autosp_ir.ir.program import InputKind, OutputKind, Program
 _LASTING = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT)
 
 
-def min_cut_saved(program: Program) -> set[Value]:
+def min_cut_saved(program: Program, never: Collection[Value] = ()) -> set[Value]:
     """The values that torch's partitioner would save for the backward: the fewest bytes to rebuild the rest from.
 
     Args:
         program: A joint program, outputs of the forward in front of the gradients. It is not changed.
+        never: Values that must be computed again.
 
     Returns:
         Values of the program, inputs among them. Parameters, buffers and constants count as free.
@@ -28,6 +31,11 @@ def min_cut_saved(program: Program) -> set[Value]:
     """
     exported = export_graph(program)
     values = _renamed(program, exported)
+    for node in exported.graph.nodes:
+        # A chunk itself is a view of what was cut; torch knows no view with several results and may save it.
+        value = values.get(node.name)
+        if value is not None and value in never and not value.producer.is_op("operator.getitem"):
+            mark_must_recompute(node)
     _erase_identities(exported.graph)
     kinds = [s.kind for s in program.signature.inputs]
     kept = sum(o.kind is not OutputKind.GRADIENT for o in program.signature.outputs)

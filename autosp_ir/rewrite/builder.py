@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 import autosp_ir.comm.attention
-import autosp_ir.comm.ops  # noqa: F401  # both register the autosp operators
+import autosp_ir.comm.chunks
+import autosp_ir.comm.ops  # noqa: F401  # all register the autosp operators
 from autosp_ir.errors import VerifyError
 from autosp_ir.ir.graph import Graph, Node, Origin, Phase, Value
 from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Signature, Stage

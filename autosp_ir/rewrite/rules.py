@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import autosp_ir.comm.attention
-import autosp_ir.comm.ops  # noqa: F401  # both register the autosp operators
+import autosp_ir.comm.chunks
+import autosp_ir.comm.ops  # noqa: F401  # all register the autosp operators
 from autosp_ir.errors import RuleError, UnsupportedError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import OpDef

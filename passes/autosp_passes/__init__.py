@@ -7,6 +7,7 @@ from autosp_passes.lower_comm import LowerComm
 from autosp_passes.overlap import Overlap
 from autosp_passes.pad_tokens import PadTokens
 from autosp_passes.remat import Remat
+from autosp_passes.tile import Tile
 from autosp_passes.token_partition import TokenPartition
 from autosp_passes.ulysses import Ulysses
 
@@ -18,6 +19,7 @@ __all__ = [
     "Overlap",
     "PadTokens",
     "Remat",
+    "Tile",
     "TokenPartition",
     "Ulysses",
 ]

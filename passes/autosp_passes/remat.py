@@ -6,9 +6,10 @@ front of their first reader. Afterwards the values that cross from forward to la
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
+from autosp_ir.analysis.chunked import chunk_values
 from autosp_ir.emit.partition import min_cut_saved
 from autosp_ir.emit.split import crossing_values
 from autosp_ir.errors import PassError
@@ -29,7 +30,8 @@ class Remat(Pass):
     """Decide the saved set of a joint program.
 
     Collectives, attention and random operations are never computed again. A view is taken again from its base, which
-    shares its storage; views of parameters and inputs cost nothing.
+    shares its storage; views of parameters and inputs cost nothing. What `tile` made for one chunk of tokens is always
+    computed again: keeping it for every chunk would keep the whole.
     """
 
     name = "remat"
@@ -55,8 +57,9 @@ class Remat(Pass):
             ctx.remark("missed", None, "the program has no gradient, so nothing is saved")
             return
         rewriter = ctx.rewriter(program)
-        chosen = None if self.options.policy == "save-all" else min_cut_saved(program)
-        _Materialiser(program, rewriter, chosen).run()
+        again = set(chunk_values(program))
+        chosen = None if self.options.policy == "save-all" else min_cut_saved(program, again)
+        _Materialiser(program, rewriter, chosen, again).run()
         rewriter.dead_code()
         _report(program, ctx)
 
@@ -96,13 +99,17 @@ class _Materialiser:
         program: The joint program.
         rewriter: Rewrites it.
         chosen: The values to save; None saves every forward value that is needed.
+        again: Values that are computed again, whatever is chosen, if that is allowed.
     """
 
-    def __init__(self, program: Program, rewriter: Rewriter, chosen: set[Value] | None) -> None:
+    def __init__(
+        self, program: Program, rewriter: Rewriter, chosen: set[Value] | None, again: Collection[Value] = ()
+    ) -> None:
         self._program = program
         self._rewriter = rewriter
         self._save_all = chosen is None
-        self._saved = {view_root(v) for v in chosen or ()}
+        self._never_saved = {v for v in again if may_recompute(v.producer)}
+        self._saved = {view_root(v) for v in chosen or ()} - self._never_saved
         self._again: dict[Value, Value] = {}
         self._deferred: set[Node] = set()
 
@@ -180,7 +187,8 @@ class _Materialiser:
         if _is_view(node):
             return False
         source = node.operands[0].producer if node.is_op("operator.getitem") and node.operands else node
-        if not isinstance(value.type, TupleType) and (self._save_all or not may_recompute(source)):
+        keep = self._save_all and value not in self._never_saved
+        if not isinstance(value.type, TupleType) and (keep or not may_recompute(source)):
             self._saved.add(value)
             return True
         return False

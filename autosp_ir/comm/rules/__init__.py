@@ -2,6 +2,7 @@
 
 from autosp_ir.comm.rules import (
     attention,
+    chunks,
     collectives,
     creation,
     indexing,
@@ -17,6 +18,7 @@ from autosp_ir.comm.rules import (
 
 __all__ = [
     "attention",
+    "chunks",
     "collectives",
     "creation",
     "indexing",
