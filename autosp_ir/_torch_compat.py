@@ -7,6 +7,7 @@ place with one message. Supported: torch 2.11 to 2.13.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -447,6 +448,17 @@ def min_cut_saved_names(joint: torch.fx.GraphModule, forward_outputs: int, stati
         )
     inputs = [n for n in backward.graph.nodes if n.op == "placeholder"]
     return {n.name for n in inputs if "tangents" not in str(n.target)}
+
+
+@contextlib.contextmanager
+def without_fake_tensor_log() -> Iterator[None]:
+    """Keep torch from logging the Python stack of an operation that rejects its fake operands; it still raises."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def new_fake_mode() -> Any:
