@@ -7,6 +7,7 @@ place with one message. Supported: torch 2.11 to 2.13.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -455,6 +456,17 @@ def mark_must_recompute(node: torch.fx.Node) -> None:
 
     node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
     node.meta["ac_graph_id"] = 0
+
+
+@contextlib.contextmanager
+def without_fake_tensor_log() -> Iterator[None]:
+    """Keep torch from logging the Python stack of an operation that rejects its fake operands; it still raises."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def new_fake_mode() -> Any:

@@ -21,6 +21,19 @@ def python_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
+def blocks_with_output(page: str) -> list[tuple[str, str]]:
+    """Each block of Python and what the page says that it prints."""
+    found = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", (ROOT / page).read_text(), flags=re.DOTALL)
+    return [(code, shown) for code, shown in found]
+
+
+def as_shown(printed: str, shown: str) -> bool:
+    """Whether the output is the one shown; a line `…` stands for any lines."""
+    lines = [line.rstrip() for line in printed.strip("\n").splitlines()]
+    pattern = re.escape(shown.strip("\n") + "\n").replace("…\\\n", r"(?:.*\n)*")
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines) or "\n") is not None
+
+
 def execute(code: str, name: str, variables: dict[str, Any]) -> dict[str, Any]:
     variables["__name__"] = "__main__"  # as in a script or a notebook
     exec(compile(code, name, "exec"), variables)
@@ -85,6 +98,16 @@ def test_the_guide_to_finding_a_wrong_pass_runs(tmp_path: Path, monkeypatch: pyt
     for code in python_blocks("docs/when_a_pass_is_wrong.md"):
         execute(code, "docs/when_a_pass_is_wrong.md", variables)
     assert list(tmp_path.glob("failures/*.repro"))
+
+
+def test_the_tutorial_runs_and_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    page, variables = "docs/tutorial_ir_from_scratch.md", dict[str, Any]()
+    blocks = blocks_with_output(page)
+    assert sum(bool(shown) for _, shown in blocks) > len(blocks) / 2
+    for code, shown in blocks:
+        execute(code, page, variables)
+        printed = capsys.readouterr().out
+        assert as_shown(printed, shown), f"{code}\nprints\n{printed}\ninstead of\n{shown}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -47,6 +47,12 @@ def test_exact_autocast_switches_every_device_and_restores() -> None:
         assert (fake @ fake.T).dtype == torch.bfloat16 and fake.softmax(-1).dtype == torch.float32
 
 
+def test_rejected_fake_operands_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with _torch_compat.FakeTensorMode(), _torch_compat.without_fake_tensor_log(), pytest.raises(RuntimeError):
+        torch.empty(2, 3) + torch.empty(2, 4)
+    assert not caplog.records
+
+
 def test_dispatch_modes_see_the_casts_of_autocast() -> None:
     class Seen(_torch_compat.TorchDispatchMode):
         def __init__(self) -> None:

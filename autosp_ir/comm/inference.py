@@ -34,6 +34,7 @@ from autosp_ir.ir.types import (
 
 _BUILTINS = ("placeholder", "get_attr")
 _NO_GRADIENT = frozenset({"aten.detach", "aten.detach_copy"}) | FILL_OPS
+_NO_RULE = "gather the operand with autosp.all_gather first, or give the operation a rule with air.layout_rule(name)"
 _TO_REPLICATE = "pass it through autosp.invariant_to_replicate first, so that its gradient is summed over the ranks"
 
 
@@ -127,7 +128,7 @@ def _outcome(ctx: RuleContext) -> Outcome:
         ctx.fail("each rank would draw other numbers", "remove the random operation, or set its probability to 0")
     if op.has(Trait.POINTWISE) and not op.has(Trait.MUTATES):
         return rules.pointwise.pointwise(ctx)
-    return refuse_unless_whole(ctx, "the operation has no layout rule, so every operand must be whole")
+    return refuse_unless_whole(ctx, "the operation has no layout rule, so every operand must be whole", _NO_RULE)
 
 
 def _probability_is_zero(ctx: RuleContext) -> bool:

@@ -10,7 +10,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Stage
 from autosp_ir.ir.types import Partial, Replicate, Shard, TensorType, TupleType
-from autosp_ir.ir.verify import output_leaves, register_check
+from autosp_ir.ir.verify import nested_graphs, output_leaves, register_check
 
 LOWERED = "comm-lowered"
 """The fact that lowering establishes: layout operators that move data are gone."""
@@ -38,6 +38,29 @@ def check_layouts(program: Program) -> None:
             _compare(node, axis, stored, inferred, strict=program.stage is Stage.FORWARD)
     for axis in axes:
         check_outputs(program, axis, flow)
+
+
+@register_check
+def check_operator_axes(program: Program) -> None:
+    """Every operator over an axis was made for the size that the mesh gives this axis, 1 for an axis it lacks.
+
+    Along an axis that the mesh lacks nothing else is checked, so that a slice would pass for a whole value.
+
+    Raises:
+        LayoutError: An operator names another size.
+    """
+    for graph in (program.graph, *(graph for _, graph in nested_graphs(program))):
+        for node in graph.nodes:
+            size = node.arg("size") if node.op.name.startswith("autosp.") else None
+            axis = node.arg("axis")
+            if size is None or size == program.mesh.get(axis, 1):
+                continue
+            raise LayoutError(
+                f"%{node.name} = {node.op.name} is made for {size} rank(s) on axis {axis!r}, but the mesh "
+                f"{program.mesh} has {program.mesh.get(axis, 1)}",
+                node=node,
+                hint="name an axis of the mesh and its size, or give the program the mesh it was partitioned for",
+            )
 
 
 def _compare(node: Node, axis: str, stored: Outcome, inferred: Outcome, *, strict: bool) -> None:

@@ -416,7 +416,11 @@ class Graph:
         node = Node(self, definition, phase, origin or Origin(), dict(meta or {}))
         if definition.kind == "output":
             if self._output is not None:
-                raise VerifyError("the graph has an output node already", node=self._output)
+                raise VerifyError(
+                    "the graph has an output node already",
+                    node=self._output,
+                    hint="a program is built once; what it returns is changed with rewriter.set_outputs",
+                )
             self._output = node
         else:
             unique = self.unique_name(name or definition.short_name)

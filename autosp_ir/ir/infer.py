@@ -13,9 +13,16 @@ from typing import Any
 import sympy
 import torch
 
-from autosp_ir._torch_compat import FakeTensorMode, HigherOrderOperator, exact_autocast, without_specializing
+from autosp_ir._torch_compat import (
+    FakeTensorMode,
+    HigherOrderOperator,
+    exact_autocast,
+    without_fake_tensor_log,
+    without_specializing,
+)
 from autosp_ir.errors import AutoSPError, VerifyError
 from autosp_ir.ir.graph import Node, Value, map_values
+from autosp_ir.ir.ops import overload_names
 from autosp_ir.ir.types import Dim, NoneType, ScalarType, TensorType, TupleType, Type, type_of, without_layout
 
 # Types without symbols are the same under every mode; the others last as long as the mode that owns their symbols.
@@ -77,7 +84,7 @@ def _run_on_fakes(node: Node, fake_mode: FakeTensorMode) -> Type:
     try:
         symbolic = any(_has_symbols(v.type) for v in node.operands)
         quietly = without_specializing(fake_mode.shape_env) if symbolic else contextlib.nullcontext()
-        with fake_mode, torch.no_grad(), exact_autocast(), quietly:
+        with fake_mode, torch.no_grad(), exact_autocast(), without_fake_tensor_log(), quietly:
             args = map_values(node.args, fake)
             kwargs = map_values(dict(node.kwargs), fake)
             return type_of(call_target(node, args, dict(kwargs)))
@@ -91,8 +98,19 @@ def _run_on_fakes(node: Node, fake_mode: FakeTensorMode) -> Type:
         raise VerifyError(
             f"{node.op.name} rejects its operands ({types}): {type(error).__name__}: {reason}",
             node=node,
-            hint="check the shapes, dtypes and attributes that the last rewrite gave this node",
+            hint=_advice(node, reason),
         ) from error
+
+
+def _advice(node: Node, reason: str) -> str:
+    """What to do about torch's reason: take another overload where the arguments do not fit this one's schema."""
+    schema = node.op.schema
+    if schema is not None and reason.startswith(f"{schema.name}()"):
+        others = [name for name in overload_names(*schema.name.split("::", 1), tensors=True) if name != node.op.name]
+        if others:
+            return f"give it the arguments of its schema, or use another overload: {', '.join(others)}"
+        return f"give it the arguments of its schema: {schema}"
+    return "check the shapes, dtypes and attributes that this node was given"
 
 
 def call_target(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

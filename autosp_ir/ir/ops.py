@@ -44,11 +44,13 @@ class OpDef:
 
     Args:
         name: Its name in IR text, such as `aten.view` or `autosp.all_to_all`.
-        target: The FX target it exports to.
+        target: The FX target it exports to: an operator overload, which stays whole through `differentiate`, or a
+            Python function over tensors, which `differentiate` traces through.
         kind: The FX node kind: placeholder, get_attr, call_function, call_method, call_module, output.
-        traits: What passes may assume.
+        traits: What passes may assume; a promise that nothing checks. POINTWISE also gives it a layout rule.
         infer: Result type from the node; None runs `target` on fake tensors.
-        layout_rule: Result placement from operand placements; None means "replicated operands only".
+        layout_rule: Result placement from operand placements; None means "whole operands only", unless it is
+            POINTWISE. `air.layout_rule` sets it.
         evaluate: Computes the node from concrete operands; None calls `target`.
         cost: Floating-point operations and bytes; None means unknown.
     """
@@ -171,18 +173,26 @@ def op_for_target(target: Any, kind: str = "call_function") -> OpDef:
 def register_op(op: OpDef) -> OpDef:
     """Register an operation under its name and target.
 
+    Run again in the same notebook cell, it replaces what it registered before.
+
     Raises:
         AutoSPError: The name was registered before with another definition.
     """
     known = _by_name.get(op.name)
-    if known is not None and known is not op:
+    if known is not None and known is not op and not _same_notebook_cell(known.target, op.target):
         raise AutoSPError(
             f"an operation named {op.name!r} is registered already",
-            hint="choose another name, or use attach_layout_rule to extend the existing one",
+            hint="choose another name; air.layout_rule(name) gives an operation that exists its layout rule",
         )
     _by_name[op.name] = op
     _by_target[(op.kind, op.target)] = op
     return op
+
+
+def _same_notebook_cell(known: Any, new: Any) -> bool:
+    """Whether `new` is the function `known` defined again, as when a notebook cell is run twice."""
+    names = [(getattr(f, "__module__", None), getattr(f, "__qualname__", None)) for f in (known, new)]
+    return names[0] == names[1] and names[0][0] == "__main__" and names[0][1] is not None
 
 
 def extend_op(target: Any, **fields: Any) -> OpDef:
@@ -210,26 +220,39 @@ def op_by_name(name: str) -> OpDef:
     target, kind = _resolve(name)
     if kind is None:
         close = difflib.get_close_matches(name, _known_names(name), n=1, cutoff=0.5)
-        suggestion = f"did you mean {close[0]!r}?" if close else "register it with air.register_op"
+        own = "an operation of your own is registered with air.register_op"
+        suggestion = f"did you mean {close[0]!r}? {own.capitalize()}" if close else own
         raise AutoSPError(f"unknown operation {name!r}", hint=suggestion)
     return op_for_target(target, kind)
 
 
 def _known_names(name: str) -> list[str]:
     namespace, _, rest = name.partition(".")
-    overloads = _overloads(namespace, rest.partition(".")[0])
+    overloads = overload_names(namespace, rest.partition(".")[0]) if rest else overload_names("aten", namespace)
     if overloads:
         return overloads
-    packet_names = [f"{namespace}.{n}" for n in dir(getattr(torch.ops, namespace, object()))]
+    packets = vars(getattr(torch.ops, namespace, None) or object)
+    packet_names = [f"{namespace}.{n}" for n, packet in packets.items() if isinstance(packet, OpOverloadPacket)]
     return sorted({*_by_name, *packet_names})
 
 
-def _overloads(namespace: str, base: str) -> list[str]:
-    """The IR names of a torch operator's overloads, the default one first; empty when there is no such operator."""
+def overload_names(namespace: str, base: str, *, tensors: bool = False) -> list[str]:
+    """The IR names of a torch operator's overloads, the default one first; empty when there is no such operator.
+
+    Args:
+        namespace: Such as `aten`.
+        base: The operator's name without namespace and overload.
+        tensors: Only those that take a tensor and write to none.
+    """
     packet = getattr(getattr(torch.ops, namespace, None), base, None)
     if not isinstance(packet, OpOverloadPacket):
         return []
-    return sorted(_overload_name(getattr(packet, overload)) for overload in packet.overloads())
+    found = [getattr(packet, overload) for overload in packet.overloads()]
+    return sorted(_overload_name(f) for f in found if not tensors or _takes_tensors(f._schema))
+
+
+def _takes_tensors(schema: torch.FunctionSchema) -> bool:
+    return not schema.is_mutable and any("Tensor" in str(a.type) for a in schema.arguments)
 
 
 def _resolve(name: str) -> tuple[Any, str | None]:

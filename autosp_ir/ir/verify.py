@@ -205,6 +205,13 @@ def check_signature(program: Program) -> None:
             f"the signature lists the inputs {specified} but the placeholders are {names}",
             hint="keep signature.inputs in step with the placeholders, in the same order",
         )
+    targets = Counter((s.kind is InputKind.TANGENT, s.target) for s in program.signature.inputs)
+    twice = next((target for (_, target), count in targets.items() if count > 1), None)
+    if twice is not None:
+        raise VerifyError(
+            f"two inputs of the program are called {twice!r}",
+            hint="give every parameter, buffer and user input a name of its own",
+        )
     leaves, outputs = output_leaves(program.graph), program.signature.outputs
     if len(leaves) != len(outputs):
         raise VerifyError(

@@ -38,10 +38,10 @@ class ProgramBuilder:
     """Builds a program node by node; types and layouts are inferred.
 
     `b.aten.relu(x)`, `b.autosp.attention(q, k, v, causal=True)` and any other IR name written as attributes create
-    nodes.
+    nodes. Overloads other than the default one are named: `b.aten.mul.Tensor(x, y)`, `b.aten.sum.dim_IntList(x, [1])`.
 
     Args:
-        mesh: Axis sizes; none for one device.
+        mesh: Axis sizes; none for one device. Operators over an axis take its name and this size as well.
         stage: forward, joint or lowered.
         facts: Facts the program starts with.
         info: JSON-able facts.

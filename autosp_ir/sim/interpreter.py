@@ -129,6 +129,13 @@ class RankInterpreter:
     def _rank_dependent(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """`shard` and `axis_index`: the pure function over the group, of which this rank needs its own result only."""
         axis, size = node.arg("axis"), node.arg("size")
+        if size != (ranks := self._program.mesh.get(axis, 1)):
+            raise SimulationError(
+                f"{node.op.name} was built for {size} rank(s) on axis {axis!r}, but the mesh {self._program.mesh} "
+                f"has {ranks}",
+                node=node,
+                hint="simulate the program on the mesh that it was partitioned for",
+            )
         if node.op.name == "autosp.axis_index":
             return COLLECTIVES[node.op.name]((), axis=axis, size=size)[self._coordinates.get(axis, 0)]
         request = request_of(node, args, kwargs)

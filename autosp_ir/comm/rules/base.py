@@ -224,10 +224,10 @@ def _shown(outcome: Outcome) -> str:
     return str(outcome)
 
 
-def refuse_unless_whole(ctx: RuleContext, reason: str) -> Placement:
+def refuse_unless_whole(ctx: RuleContext, reason: str, advice: str = NEEDS_GATHER) -> Placement:
     """Whole if every tensor operand is, else refuse with a reason."""
     if not all(whole(ctx.placement(v)) for v in ctx.tensors):
-        ctx.fail(reason)
+        ctx.fail(reason, advice)
     return WHOLE
 
 
@@ -259,6 +259,8 @@ def cuttable(kind: TensorType, shard: Shard) -> bool:
 
 # -- registration ----------------------------------------------------------------------------------------------------
 
+_TORCH_NAMESPACES = ("aten", "prims", "_c10d_functional")
+
 RULES: dict[str, Rule] = {}
 """Every operation that a family gave a rule, by IR name."""
 
@@ -270,16 +272,24 @@ def rule(*names: str, exact: bool = False) -> Callable[[Rule], Rule]:
     """Attach a layout rule to operations, by IR name.
 
     Args:
-        names: IR names; one that this torch does not have is skipped, since no program can hold it.
+        names: IR names of existing operations; an operator of torch that this release does not have is skipped,
+            since no program can hold it.
         exact: Whether the rule itself decides between Invariant and Replicate.
+
+    Returns:
+        A decorator for a function from a `RuleContext` to a placement, or to one per element of a tuple result. It
+        sees whole values, shards and partial sums (`ctx.placement(value)`), and refuses with `ctx.fail(reason)`.
+
+    Raises:
+        AutoSPError: An operation that is not torch's own does not exist (yet): register it first.
     """
 
     def attach(function: Rule) -> Rule:
         for name in names:
+            op = _find(name)
             RULES[name] = function
             if exact:
                 EXACT.add(name)
-            op = _find(name)
             if op is not None:
                 op.layout_rule = function
         return function
@@ -291,6 +301,8 @@ def _find(name: str) -> OpDef | None:
     try:
         return op_by_name(name)
     except AutoSPError:
+        if name.partition(".")[0] not in _TORCH_NAMESPACES:
+            raise
         return None
 
 
