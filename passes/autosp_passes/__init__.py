@@ -3,6 +3,7 @@
 from autosp_passes.canonicalize import Canonicalize
 from autosp_passes.differentiate import Differentiate
 from autosp_passes.grad_sync import GradSync
+from autosp_passes.head_chunk import HeadChunk
 from autosp_passes.lower_comm import LowerComm
 from autosp_passes.overlap import Overlap
 from autosp_passes.pad_tokens import PadTokens
@@ -15,6 +16,7 @@ __all__ = [
     "Canonicalize",
     "Differentiate",
     "GradSync",
+    "HeadChunk",
     "LowerComm",
     "Overlap",
     "PadTokens",

@@ -32,16 +32,21 @@ _LINEAR_SUMS = frozenset(
 )
 
 
-def padded_length(length: int, size: int) -> int:
-    """The next multiple of the axis, with two tokens a rank at least: where a rank holds one, views are ambiguous."""
-    return max(2, -(-length // size)) * size
+def padded_length(length: int, size: int, multiple: int = 1) -> int:
+    """The least length that leaves every rank the same number of tokens: a multiple of `multiple`, and two at least.
+
+    Where a rank holds one token, views are ambiguous.
+    """
+    granule = size * multiple
+    return max(2 * size, -(-length // granule) * granule)
 
 
 class PadWalk(TokenWalk):
     """The token walk whose shards are padded rows: Shard means padded, Invariant means true length."""
 
-    def __init__(self, program: Program, ctx: PassContext, axis: str, size: int) -> None:
+    def __init__(self, program: Program, ctx: PassContext, axis: str, size: int, multiple: int = 1) -> None:
         super().__init__(program, ctx, axis, size)
+        self.multiple = multiple
         self.length: Any = self.factors.length
         self._anchor = self._first_computation()
         self._count, self._padded = self._lengths()
@@ -62,11 +67,12 @@ class PadWalk(TokenWalk):
     def _lengths(self) -> tuple[Any, Any]:
         """True and padded token count: ints, or scalar Values when the length is symbolic."""
         if isinstance(self.length, int):
-            return self.length, padded_length(self.length, self.size)
+            return self.length, padded_length(self.length, self.size, self.multiple)
         name, value = next((n, v) for n, v in user_inputs(self.program).items() if n in self.program.info["seq_dims"])
         count = self._make("aten.sym_size.int", value, self.program.info["seq_dims"][name])
-        up = self._make("operator.add", count, self.size - 1)
-        return count, self._make("operator.mul", self._make("operator.floordiv", up, self.size), self.size)
+        granule = self.size * self.multiple
+        up = self._make("operator.add", count, granule - 1)
+        return count, self._make("operator.mul", self._make("operator.floordiv", up, granule), granule)
 
     def _behind(self, value: Value, before: Node) -> Node:
         """Padded inputs stand behind the row numbers, which are counted in front of the first computation."""

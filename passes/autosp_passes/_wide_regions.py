@@ -30,12 +30,14 @@ class Region:
         inputs: Values from outside that run over tokens, by where the tokens lie.
         outputs: Values that are read outside.
         width: Elements per token of its widest value.
+        tokens: Tokens of one rank in what it reads.
     """
 
     nodes: tuple[Node, ...]
     inputs: dict[Value, Shard]
     outputs: tuple[Value, ...]
     width: int
+    tokens: int
 
     @property
     def outside(self) -> list[Value]:
@@ -80,23 +82,29 @@ class TokenMap:
     def _fits(self, kind: TensorType, shard: Shard) -> bool:
         return self.tokens is not None and bool(kind.shape[shard.dim] == shard.outer * self.tokens)
 
+    def count(self, value: Value) -> int | None:
+        """Tokens in a value; None without tokens or where a length is symbolic. Padded values hold more than inputs."""
+        shard = self.of(value)
+        if shard is None:
+            return None
+        extent, outer = value.tensor_type.shape[shard.dim], shard.outer
+        return extent // outer if isinstance(extent, int) and isinstance(outer, int) else None
+
     def width(self, value: Value) -> int | None:
         """Elements per token; None without tokens or where a length is symbolic."""
-        if self.of(value) is None or not isinstance(self.tokens, int) or not isinstance(value.type, TensorType):
-            return None
-        count = value.type.numel
-        return count // self.tokens if isinstance(count, int) else None
+        count, elements = self.count(value), value.tensor_type.numel if isinstance(value.type, TensorType) else None
+        return elements // count if count and isinstance(elements, int) else None
 
 
 def stream_width(tokens: TokenMap, program: Program) -> int | None:
-    """The width that most floating values have."""
+    """The width that most floating values have; of several, the smallest."""
     widths: Counter[int] = Counter()
     for node in program.graph.nodes:
         for value in node.results:
             width = tokens.width(value)
             if width is not None and value.tensor_type.dtype.is_floating_point and value.tensor_type.ndim > 1:
                 widths[width] += 1
-    return max(widths, key=lambda w: (widths[w], w)) if widths else None
+    return max(widths, key=lambda w: (widths[w], -w)) if widths else None
 
 
 def wide_regions(program: Program, tokens: TokenMap, least: float) -> tuple[list[Region], list[tuple[Node, str]]]:
@@ -165,7 +173,11 @@ class _Finder:
         inputs = {v: s for v in _outside(nodes, members) if (s := self.tokens.of(v)) is not None}
         outputs = tuple(v for n in nodes for v in n.results if any(u not in members for u in v.users))
         width = max(w for n in nodes for v in n.results if (w := self.tokens.width(v)) is not None)
-        self.regions.append(Region(nodes, inputs, outputs, width))
+        counts = {self.tokens.count(v) for v in inputs}
+        if len(counts) != 1 or None in counts:
+            self.missed.append((nodes[0], f"what it reads differs in its number of tokens: {counts}"))
+            return
+        self.regions.append(Region(nodes, inputs, outputs, width, counts.pop() or 0))
 
     @staticmethod
     def _elements(members: Iterable[Node]) -> set[Node]:

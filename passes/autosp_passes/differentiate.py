@@ -12,6 +12,7 @@ from autosp_ir.ir.program import OutputKind, Program
 from autosp_ir.ir.verify import output_leaves
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._accumulate import accumulate_in_float32
 
 
 class Differentiate(Pass):
@@ -53,6 +54,8 @@ class Differentiate(Pass):
             joint = _second_attempt(forward, self.options.decompose)
         _become(program, joint)
         _infer_layouts(program)
+        if "tiled" in program.facts:
+            ctx.count("float32_sums", accumulate_in_float32(program, ctx.rewriter(program)))
         gradients = sum(o.kind is OutputKind.GRADIENT for o in program.signature.outputs)
         ctx.count("gradients", gradients)
         ctx.count("backward_nodes", sum(n.phase is Phase.BACKWARD for n in program.graph.nodes))

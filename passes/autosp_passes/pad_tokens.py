@@ -8,6 +8,8 @@ length.
 
 from __future__ import annotations
 
+from pydantic import PositiveInt
+
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import Dim
 from autosp_ir.pipeline.base import Pass, PassContext
@@ -30,6 +32,10 @@ class PadTokens(Pass):
 
         axis: str = "sp"
         """Mesh axis whose size the length becomes a multiple of."""
+        multiple: PositiveInt = 1
+        """What the tokens of one rank become a multiple of, so that `tile` can cut them."""
+
+    options: Options
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Rewrite `program` in place; a length that needs no padding is left alone.
@@ -37,12 +43,14 @@ class PadTokens(Pass):
         Raises:
             PassError: The mesh has no such axis.
         """
-        size = check_mesh_axis(ctx, self.options.axis, self.name)
+        size, multiple = check_mesh_axis(ctx, self.options.axis, self.name), self.options.multiple
         length = _length(program)
-        if length is None or size == 1 or (isinstance(length, int) and length == padded_length(length, size)):
+        if length is None or size * multiple == 1:
+            return
+        if isinstance(length, int) and length == padded_length(length, size, multiple):
             return
         split_means(program, ctx.rewriter(program))
-        PadWalk(program, ctx, self.options.axis, size).run()
+        PadWalk(program, ctx, self.options.axis, size, multiple).run()
         ctx.count("padded", 1)
 
 

@@ -68,7 +68,7 @@ class Tile(Pass):
         rewriter = ctx.rewriter(program)
         for region in regions:
             if self._wanted(region, tokens):
-                self._tile(program, ctx, rewriter, region, self._chunks(region, tokens.tokens, stream))
+                self._tile(program, ctx, rewriter, region, self._chunks(region, stream))
         rewriter.dead_code()
         if not ctx.statistics.get("tiled"):
             ctx.remark("missed", None, "no region is wide enough and cheap to hand on: nothing was tiled")
@@ -77,16 +77,18 @@ class Tile(Pass):
         summed = any(tokens.of(v) is None for v in region.outputs)
         return self.options.regions in ("all", "loss" if summed else "mlp")
 
-    def _chunks(self, region: Region, tokens: int, stream: int) -> int:
+    def _chunks(self, region: Region, stream: int) -> int:
+        tokens = region.tokens
         fitting = [n for n in range(2, tokens // _LEAST_TOKENS + 1) if tokens % n == 0]
         if self.options.chunks != "auto":
-            if self.options.chunks not in fitting:
+            asked = self.options.chunks
+            if asked not in fitting:
                 raise PassError(
-                    f"{tokens} tokens on a rank cannot be cut into {self.options.chunks} equal chunks",
+                    f"{tokens} tokens on a rank cannot be cut into {asked} equal chunks",
                     pass_name=self.name,
-                    hint=f"use one of {fitting or 'other lengths'}, or chunks=auto",
+                    hint=f"use one of {fitting or 'none'}, chunks=auto, or pad-tokens{{multiple={max(asked, 1)}}}",
                 )
-            return self.options.chunks
+            return asked
         wanted = min(_MOST_CHUNKS, math.ceil(region.width / stream))
         fitting = [n for n in fitting if n <= _MOST_CHUNKS]
         return min((n for n in fitting if n >= wanted), default=max(fitting, default=1))

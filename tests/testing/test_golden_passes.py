@@ -19,19 +19,23 @@ LINE = [
     ("token-partition", "canonical", "partitioned", {"shard": 1, "all_reduce": 1, "invariant_to_replicate": 4}),
     ("ulysses", "partitioned", "ulysses", {"all_to_all": 4, "all_gather": 0}),
     ("ulysses{fuse=qkv}", "partitioned", "ulysses_fused", {"all_to_all": 2, "all_gather": 0}),
+    ("head-chunk", "canonical", "head_chunked", {"attention": 2, "chunk": 3, "unchunk": 1}),
+    ("tile{chunks=4}", "wide", "wide_tiled", {"chunk": 3, "unchunk": 1}),
     ("differentiate", "ulysses", "joint", {"attention_backward": 1, "all_to_all": 8}),
     ("remat", "joint", "rematerialized", {"all_to_all": 8}),
     ("grad-sync", "rematerialized", "synced", {"all_reduce": 5}),
     ("lower-comm", "synced", "lowered", {"all_to_all_single": 8, "all_reduce": 5, "wait_tensor": 13}),
     ("overlap", "lowered", "overlapped", {"all_to_all_single": 8, "wait_tensor": 13}),
 ]
+# Ranks, where they are not four.
+_WORLD = {"pad-tokens": 5, "head-chunk": 1, "tile": 1}
 # What a second run of a pass in one pipeline is: the same program, or a refusal before anything runs.
 _REPEATABLE = {"canonicalize"}
 
 
 @pytest.mark.parametrize(("pass_", "before", "after", "expect"), LINE, ids=[case[0] for case in LINE])
 def test_pass_on_one_block(pass_: str, before: str, after: str, expect: dict[str, int]) -> None:
-    world = 5 if pass_ == "pad-tokens" else 4
+    world = _WORLD.get(pass_.partition("{")[0], 4)
     check_pass(
         pass_, before=GOLDEN / f"block_{before}.ir", after=GOLDEN / f"block_{after}.ir", world=world, expect=expect
     )
@@ -40,7 +44,7 @@ def test_pass_on_one_block(pass_: str, before: str, after: str, expect: dict[str
 @pytest.mark.parametrize(("pass_", "before"), [case[:2] for case in LINE], ids=[case[0] for case in LINE])
 def test_running_a_pass_twice_changes_nothing_more(pass_: str, before: str) -> None:
     program = parse((GOLDEN / f"block_{before}.ir").read_text())
-    mesh = {"sp": 5 if pass_ == "pad-tokens" else 4}
+    mesh = {"sp": _WORLD.get(pass_.partition("{")[0], 4)}
     twice = air.PassManager(f"{pass_},{pass_}")
     if pass_ not in _REPEATABLE:
         with pytest.raises(air.PipelineError, match=pass_.partition("{")[0]):

@@ -1,0 +1,70 @@
+"""Sums of many half-precision gradients, accumulated in float32."""
+
+from __future__ import annotations
+
+import torch
+
+from autosp_ir.ir.graph import Node, Phase, Value
+from autosp_ir.ir.program import Program
+from autosp_ir.ir.types import TensorType
+from autosp_ir.rewrite.rewriter import Rewriter
+
+_HALF = (torch.bfloat16, torch.float16)
+_LEAST_TERMS = 3
+
+
+def accumulate_in_float32(program: Program, rewriter: Rewriter) -> int:
+    """Carry chains of additions in the backward in float32, and round once at the end.
+
+    A weight that is used by every chunk of tokens gets one gradient a chunk, which autograd adds up in the weight's
+    own dtype: in bfloat16 a sum of 128 terms keeps two digits. The terms are rounded as before.
+
+    Args:
+        program: A joint program.
+        rewriter: Owner of the mutations.
+
+    Returns:
+        How many sums were rewritten.
+    """
+    count = 0
+    for node in list(program.graph.nodes):
+        if not _is_sum(node) or any(_is_sum(u) and u.operands[0] is node.result for u in node.users):
+            continue
+        chain = _chain(node)
+        if len(chain) + 1 >= _LEAST_TERMS:
+            _widen(chain, rewriter)
+            count += 1
+    return count
+
+
+def _is_sum(node: Node) -> bool:
+    if node.phase is not Phase.BACKWARD or not node.is_op("aten.add.Tensor") or len(node.operands) != 2:
+        return False
+    kinds = [node.result.type, *(v.type for v in node.operands)]
+    return all(isinstance(k, TensorType) and k.dtype in _HALF and k == kinds[0] for k in kinds) and not node.kwargs
+
+
+def _chain(last: Node) -> list[Node]:
+    """The additions that lead to `last` through their first operand, each read by the next alone; first one first."""
+    chain = [last]
+    while _is_sum(previous := chain[0].operands[0].producer) and len(previous.result.users) == 1:
+        chain.insert(0, previous)
+    return chain
+
+
+def _widen(chain: list[Node], rewriter: Rewriter) -> None:
+    half = chain[-1].result.tensor_type.dtype
+    with rewriter.rewrite("accumulate in float32"):
+        with rewriter.before(chain[0]):
+            total: Value = rewriter.create("aten._to_copy", (chain[0].operands[0],), {"dtype": torch.float32})
+        for node in chain:
+            with rewriter.before(node):
+                total = rewriter.create("aten.add.Tensor", (total, node.operands[1]))
+        with rewriter.before(chain[-1]):
+            rounded = rewriter.create("aten._to_copy", (total,), {"dtype": half})
+        rewriter.replace(chain[-1], rounded)
+        for node in reversed(chain[:-1]):
+            rewriter.erase(node)
+
+
+__all__ = ["accumulate_in_float32"]

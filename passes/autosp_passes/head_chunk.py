@@ -1,0 +1,192 @@
+"""`head-chunk`: attention in groups of heads, each with its own exchanges.
+
+Heads do not see each other, so attention over a group of heads is a part of the whole. With groups, the exchanges of
+one group can run while another group attends, and an exchanged sequence of all heads never exists at once. Grouped
+queries stay with their key heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from autosp_ir.errors import PassError
+from autosp_ir.ir.graph import Node, Value
+from autosp_ir.ir.program import Program
+from autosp_ir.pipeline.base import Pass, PassContext
+from autosp_ir.rewrite.rewriter import Rewriter
+
+_HEADS, _TOKENS = 1, 2
+_MOST_CHUNKS = 4
+_OPERANDS = ("q", "k", "v")
+
+
+class HeadChunk(Pass):
+    """Cut every resolved attention into groups of heads: `head-chunk{chunks=2}`.
+
+    The exchanges around an attention are cut with it. An attention whose heads do not divide, whose bias differs by
+    head, or whose queries, keys and values travel in one collective stays whole, with a remark.
+    """
+
+    name = "head-chunk"
+    stage = "forward"
+    requires = frozenset({"canonical"})
+    provides = frozenset({"head-chunked"})
+    conflicts = frozenset({"head-chunked"})
+
+    class Options(Pass.Options):
+        """Options of `head-chunk`."""
+
+        chunks: int | Literal["auto"] = "auto"
+        """Groups of heads of each attention; `auto`: up to four, as many as its heads allow."""
+
+    options: Options
+
+    def run(self, program: Program, ctx: PassContext) -> None:
+        """Rewrite `program` in place.
+
+        Raises:
+            PassError: `chunks` is smaller than one.
+        """
+        if self.options.chunks != "auto" and self.options.chunks < 1:
+            raise PassError(
+                f"attention cannot run in {self.options.chunks} groups of heads",
+                pass_name=self.name,
+                hint="use a positive number, or chunks=auto",
+            )
+        rewriter = ctx.rewriter(program)
+        for node in list(program.graph.nodes):
+            if node.is_op("autosp.attention"):
+                self._visit(node, ctx, rewriter)
+        rewriter.dead_code()
+
+    def _visit(self, node: Node, ctx: PassContext, rewriter: Rewriter) -> None:
+        site = _Site.of(node)
+        reason = site.reason_against()
+        chunks = self._chunks(site) if reason is None else 1
+        if reason is None and chunks < 2:
+            reason = f"its {site.query_heads} query and {site.key_heads} key heads cannot be cut as asked"
+        if reason is not None:
+            ctx.remark("missed", node, f"attention stays whole: {reason}")
+            return
+        if not rewriter.allows(node):
+            return
+        with rewriter.rewrite("head groups"):
+            _write(site, chunks, rewriter)
+        ctx.count("attentions")
+        ctx.count("chunks", chunks)
+
+    def _chunks(self, site: _Site) -> int:
+        ranks = site.ranks
+        fits = [
+            n
+            for n in range(1, site.key_heads // ranks + 1)
+            if site.key_heads % (n * ranks) == 0 and site.query_heads % (n * ranks) == 0
+        ]
+        if self.options.chunks != "auto":
+            return self.options.chunks if self.options.chunks in fits else 1
+        return max((n for n in fits if n <= _MOST_CHUNKS), default=1)
+
+
+class _Site(NamedTuple):
+    """One attention and the exchanges around it.
+
+    Attributes:
+        node: The attention.
+        entries: The all-to-alls that make q, k and v; None where nothing is exchanged.
+        exit: The all-to-all that reads the output, likewise.
+    """
+
+    node: Node
+    entries: tuple[Node, ...] | None
+    exit: Node | None
+
+    @classmethod
+    def of(cls, node: Node) -> _Site:
+        """Look around an attention."""
+        producers = tuple(node.arg(name).producer for name in _OPERANDS)
+        entries = producers if all(_to_heads(p) for p in producers) else None
+        out = next((u for u in node.users if u.is_op("operator.getitem") and u.args[1] == 0), None)
+        readers = list(out.users) if out is not None else []
+        back = readers[0] if len(readers) == 1 and _to_tokens(readers[0]) else None
+        return cls(node, entries, back)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the exchange."""
+        return int(self.entries[0].arg("size")) if self.entries is not None else 1
+
+    @property
+    def sources(self) -> tuple[Value, Value, Value]:
+        """Queries, keys and values in front of the exchange."""
+        q, k, v = (e.operands[0] for e in self.entries) if self.entries else map(self.node.arg, _OPERANDS)
+        return q, k, v
+
+    @property
+    def query_heads(self) -> int:
+        """Query heads in front of the exchange."""
+        return int(self.sources[0].tensor_type.shape[_HEADS])
+
+    @property
+    def key_heads(self) -> int:
+        """Key heads in front of the exchange."""
+        return int(self.sources[1].tensor_type.shape[_HEADS])
+
+    def reason_against(self) -> str | None:
+        """Why it cannot be cut, None if it can."""
+        if (self.entries is None) != (self.exit is None):
+            return "only one side of it is exchanged on its own"
+        if self.entries is None and any(p.producer.is_op("autosp.all_to_all") for p in self.sources):
+            return "its operands are exchanged together"
+        bias = self.node.arg("bias")
+        if isinstance(bias, Value) and bias.tensor_type.ndim >= 3 and bias.tensor_type.shape[-3] != 1:
+            return "its bias differs by head"
+        if any(u.is_op("operator.getitem") and u.args[1] == 1 for u in self.node.users):
+            return "the denominators of its softmax are read"
+        return None
+
+
+def _to_heads(node: Node) -> bool:
+    return node.is_op("autosp.all_to_all") and (node.arg("split_dim"), node.arg("concat_dim")) == (_HEADS, _TOKENS)
+
+
+def _to_tokens(node: Node) -> bool:
+    return node.is_op("autosp.all_to_all") and (node.arg("split_dim"), node.arg("concat_dim")) == (_TOKENS, _HEADS)
+
+
+def _write(site: _Site, chunks: int, rewriter: Rewriter) -> None:
+    """Chunk the operands; exchange, attend and exchange back by group; join the groups."""
+    node = site.node
+    old = site.exit if site.exit is not None else _output(node)
+    with rewriter.before(node):
+        cut = [rewriter.unpack(rewriter.create("autosp.chunk", (x, _HEADS, chunks))) for x in site.sources]
+        groups = []
+        for group in zip(*cut, strict=True):
+            if site.entries is not None:
+                group = tuple(_like(e, x, rewriter) for e, x in zip(site.entries, group, strict=True))
+            attended = rewriter.create(node.op, *_with_operands(node, group), origin_from=node)
+            out = rewriter.create("operator.getitem", (attended, 0))
+            groups.append(out if site.exit is None else _like(site.exit, out, rewriter))
+    # All groups are written in front of the attention, whose operands are there by then.
+    with rewriter.before(node):
+        joined = rewriter.create("autosp.unchunk", (groups, _HEADS))
+    rewriter.replace(old, joined)
+
+
+def _output(node: Node) -> Node:
+    return next(u for u in node.users if u.is_op("operator.getitem") and u.args[1] == 0)
+
+
+def _like(exchange: Node, value: Value, rewriter: Rewriter) -> Value:
+    """The same exchange of another value."""
+    return rewriter.create(exchange.op, (value, *exchange.args[1:]), dict(exchange.kwargs), origin_from=exchange)
+
+
+def _with_operands(node: Node, group: tuple[Value, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    kwargs = dict(node.kwargs)
+    args = list(node.args)
+    for position, (name, value) in enumerate(zip(_OPERANDS, group, strict=True)):
+        if position < len(args):
+            args[position] = value
+        else:
+            kwargs[name] = value
+    return tuple(args), kwargs
