@@ -24,7 +24,6 @@ IMPLEMENTATION = "autosp_capture"
 
 _REPLACED = {"sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"}
 _CHANGES_SCORES = {
-    "softcap": "soft-capped scores",
     "s_aux": "attention sinks",
     "position_bias": "a learned position bias",
     "cache": "a paged cache",
@@ -174,6 +173,7 @@ def _attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: `[B, H, S, D]` in, `[B, S, H, D]` out, keys and values unexpanded."""
@@ -190,7 +190,8 @@ def _attention(
             f"causal attention in {name} has {query.shape[2]} queries but {key.shape[2]} keys and no mask",
             hint="train without a cache, on whole sequences",
         )
-    out, _ = torch.ops.autosp.attention(query, key, value, attention_mask, causal=causal, scale=scaling)
+    attributes = {"causal": causal, "scale": scaling, "softcap": softcap}
+    out, _ = torch.ops.autosp.attention(query, key, value, attention_mask, **attributes)
     return out.transpose(1, 2).contiguous(), None
 
 

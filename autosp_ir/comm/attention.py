@@ -1,9 +1,10 @@
 """The attention operator pair: `torch.ops.autosp.attention` and `torch.ops.autosp.attention_backward`.
 
-Device-neutral operators that stay whole through tracing, differentiation and every pass. Layout [B, H, S, D]; keys
-and values may have fewer heads than queries (grouped query). Query i and key j stand at the global positions
-`q_offset + i` and `kv_offset + j`, or at `q_positions[i]` and `kv_positions[j]`: int64 tensors, since where a rank's
-tokens stand depends on the rank. Kept on the CPU, positions that run on are recognised without waiting for a device.
+Device-neutral operators that stay whole through tracing, differentiation and every pass. Layout [B, H, S, D]; keys and
+values may have fewer heads than queries (grouped query). Query i and key j stand at the global positions `q_offset +
+i` and `kv_offset + j`, or at `q_positions[i]` and `kv_positions[j]`: int64 tensors, since where a rank's tokens stand
+depends on the rank. Kept on the CPU, positions that run on are recognised without waiting for a device. The scores are
+`scale * q @ k.T`, bounded as `softcap * tanh(scores / softcap)` where that is given, then biased and masked.
 `local_axis` says that along this mesh axis every rank attends with its own queries to its own keys only. `lse` is the
 log of the softmax's denominator, so that partial results over blocks of keys can be merged, and it is differentiable.
 A query that sees no key gives out 0 and lse -inf.
@@ -36,7 +37,8 @@ from autosp_ir.ir.types import Shard, TensorType, TupleType
 _MASKS, _TOKENS = ("bias", "segment_ids"), 2
 _ATTRIBUTES = (
     "bool causal=False, SymInt? window=None, SymInt q_offset=0, SymInt kv_offset=0, "
-    "float? scale=None, float dropout=0.0, Tensor? q_positions=None, Tensor? kv_positions=None, str? local_axis=None"
+    "float? scale=None, float dropout=0.0, float? softcap=None, Tensor? q_positions=None, Tensor? kv_positions=None, "
+    "str? local_axis=None"
 )
 SCHEMAS = (
     "attention(Tensor q, Tensor k, Tensor v, Tensor? bias=None, Tensor? segment_ids=None, "
@@ -67,10 +69,11 @@ def _call(
     kv_offset: int,
     scale: float | None,
     dropout: float,
+    softcap: float | None,
     q_positions: Tensor | None,
     kv_positions: Tensor | None,
 ) -> Call:
-    check(q, k, v, bias, segment_ids, window, dropout)
+    check(q, k, v, bias, segment_ids, window, dropout, softcap)
     check_positions(q_positions, q.shape[2], q_offset, "q")
     check_positions(kv_positions, k.shape[2], kv_offset, "kv")
     q_offset, q_positions = located(q_positions, q_offset)
@@ -86,7 +89,9 @@ def _call(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if window is None and q_positions is None and last_key <= q_offset:
         causal = False  # every key lies behind every query: nothing is hidden
-    return Call(q, k, v, bias, segment_ids, causal, window, q_offset, kv_offset, factor, q_positions, kv_positions)
+    return Call(
+        q, k, v, bias, segment_ids, causal, window, q_offset, kv_offset, factor, softcap, q_positions, kv_positions
+    )
 
 
 def _shape(
@@ -101,11 +106,12 @@ def _shape(
     kv_offset: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check(q, k, v, bias, segment_ids, window, dropout)
+    check(q, k, v, bias, segment_ids, window, dropout, softcap)
     check_positions(q_positions, q.shape[2], q_offset, "q")
     check_positions(kv_positions, k.shape[2], kv_offset, "kv")
     lse = q.new_empty(q.shape[:3], dtype=lse_dtype(q.dtype))
@@ -128,11 +134,12 @@ def _backward_shape(
     kv_offset: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check(q, k, v, bias, segment_ids, window, dropout)
+    check(q, k, v, bias, segment_ids, window, dropout, softcap)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -148,11 +155,12 @@ def _attention(
     kv_offset: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    where = (q_offset, kv_offset, scale, dropout, q_positions, kv_positions)
+    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions)
     call = _call(q, k, v, bias, segment_ids, causal, window, *where)
     return attention_kernels.forward(call)
 
@@ -173,11 +181,12 @@ def _attention_backward(
     kv_offset: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    where = (q_offset, kv_offset, scale, dropout, q_positions, kv_positions)
+    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions)
     call = _call(q, k, v, bias, segment_ids, causal, window, *where)
     return attention_kernels.backward(call, dout, dlse, out, lse)
 
@@ -243,7 +252,7 @@ def _infer(node: Node) -> TupleType:
         positions = node.arg(f"{name}_positions")
         if isinstance(positions, Value) and not unresolved:
             check_positions(positions.tensor_type, operand.shape[2], node.arg(f"{name}_offset"), name)
-    check_operands(q, k, v, segment_ids, node.arg("window"), node.arg("dropout"))
+    check_operands(q, k, v, segment_ids, node.arg("window"), node.arg("dropout"), node.arg("softcap"))
     if bias is not None:
         lengths = bias.shape[-2:] if unresolved else (q.shape[2], k.shape[2])
         check_bias(bias, (*q.shape[:2], *lengths))

@@ -43,6 +43,7 @@ class Call:
         q_offset: Global position of the first query.
         kv_offset: Global position of the first key.
         scale: Factor on the scores.
+        softcap: Bounds the scaled scores to `softcap * tanh(scores / softcap)`, in front of bias and masks.
         q_positions: Global positions of the queries, where `q_offset` does not say them.
         kv_positions: Global positions of the keys, where `kv_offset` does not say them.
     """
@@ -57,6 +58,7 @@ class Call:
     q_offset: int
     kv_offset: int
     scale: float
+    softcap: float | None = None
     q_positions: Tensor | None = None
     kv_positions: Tensor | None = None
 
@@ -68,7 +70,7 @@ class Call:
     @property
     def plain(self) -> bool:
         """Full attention, or causal attention of equal lengths at equal offsets, on tensors that are not empty."""
-        if self.bias is not None or self.segment_ids is not None or self.window is not None:
+        if any(x is not None for x in (self.bias, self.segment_ids, self.window, self.softcap)):
             return False
         if self.q.numel() == 0 or self.k.numel() == 0 or self.q.shape[-1] != self.v.shape[-1]:
             return False
@@ -234,7 +236,7 @@ def _blockwise_forward(call: Call) -> tuple[Tensor, Tensor]:
         top = q.new_full((batch, kv_heads, groups, row.stop - row.start, 1), -math.inf)
         total, acc = torch.zeros_like(top), torch.zeros_like(out[..., row, :])
         for column in columns:
-            scores = _scores(call, q, k, row, column)
+            scores = _masked(call, _scores(call, q, k, row, column), row, column)
             new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
             # A row that has seen no key yet has top = -inf: subtract 0, so that exp gives 0 and not NaN.
             shift = new_top.masked_fill(new_top == -math.inf, 0.0)
@@ -264,7 +266,8 @@ def _blockwise_backward(
     centre, lse = centre.masked_fill(empty, 0.0), lse.masked_fill(empty, math.inf)
     for row, columns in _tiles(call):
         for column in columns:
-            scores = _scores(call, q, k, row, column)
+            free = _scores(call, q, k, row, column)
+            scores = _masked(call, free, row, column)
             dweights = _matmul(dout[..., row, :], v[..., column, :].mT)
             if len(columns) == 1 and dlse is None:
                 # Weights rebuilt from a rounded lse are a fifth less exact than those of whole rows.
@@ -272,7 +275,10 @@ def _blockwise_backward(
                 middle = (weights * dweights).sum(-1, keepdim=True)
             else:
                 weights, middle = torch.exp(scores - lse[..., row, :]), centre[..., row, :]
-            dscores = weights * (dweights - middle) * call.scale
+            dscores = weights * (dweights - middle)
+            if call.softcap is not None:
+                dscores = dscores * (1 - (free / call.softcap).square())
+            dscores = dscores * call.scale
             dq[..., row, :] += _matmul(dscores, k[..., column, :])
             dk[..., column, :] += _matmul_over_rows(dscores, q[..., row, :])
             dv[..., column, :] += _matmul_over_rows(weights, dout[..., row, :])
@@ -320,8 +326,13 @@ def _tiles(call: Call) -> Iterator[tuple[slice, list[slice]]]:
 
 
 def _scores(call: Call, q: Tensor, k: Tensor, row: slice, column: slice) -> Tensor:
-    """The scaled, biased and masked scores of one tile: [B, Hkv, G, rows, columns]."""
+    """The scaled and capped scores of one tile: [B, Hkv, G, rows, columns]."""
     scores = _matmul(q[..., row, :], k[..., column, :].mT) * call.scale
+    return scores if call.softcap is None else call.softcap * torch.tanh(scores / call.softcap)
+
+
+def _masked(call: Call, scores: Tensor, row: slice, column: slice) -> Tensor:
+    """The scores of one tile with bias and masks."""
     if call.bias is not None:
         bias = _bias_tile(call, call.bias, row, column)
         scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias.to(scores.dtype)

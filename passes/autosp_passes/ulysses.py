@@ -18,7 +18,7 @@ from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_passes._token_walk import check_mesh_axis
 
 _HEADS, _TOKENS = 1, 2
-_ATTRIBUTES = ("causal", "window", "q_offset", "kv_offset", "scale", "q_positions", "kv_positions")
+_ATTRIBUTES = ("causal", "window", "q_offset", "kv_offset", "scale", "softcap", "q_positions", "kv_positions")
 
 
 class Ulysses(Pass):

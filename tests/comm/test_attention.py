@@ -28,11 +28,13 @@ def dense(
     q_offset: int = 0,
     kv_offset: int = 0,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention with the whole score matrix; rows without a visible key give 0 and -inf."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     query = torch.arange(q.shape[2])[:, None] + q_offset
     key = torch.arange(k.shape[2])[None] + kv_offset
     visible = torch.ones_like(query - key, dtype=torch.bool)[None, None]
@@ -92,6 +94,14 @@ FORMS: dict[str, dict[str, Any]] = {
     "later queries": {"causal": True, "q_offset": 3},
     "later keys": {"causal": True, "kv_offset": 3},
     "window at offsets": {"causal": True, "window": 4, "q_offset": 9, "kv_offset": 4},
+    "capped": {"softcap": 0.7},
+    "capped, with a window and a bias": {
+        "softcap": 1.5,
+        "scale": 2.0,
+        "causal": True,
+        "window": 4,
+        "bias": torch.linspace(-2, 2, 49, dtype=torch.float64).view(7, 7),
+    },
     "out of sight": {"causal": True, "kv_offset": 20},
     "segments": {"causal": True, "segment_ids": segments(3, 1, 3)},
     "segments at offsets": {"segment_ids": segments(5, 6, 5), "q_offset": 2, "kv_offset": 9},
@@ -284,6 +294,7 @@ def test_results_are_contiguous_whatever_the_strides() -> None:
     [
         ({"dropout": 0.1}, "dropout"),
         ({"window": 0}, "window"),
+        ({"softcap": 0.0}, "capped at 0.0"),
         ({"k": torch.zeros(2, 3, 7, 4, dtype=torch.float64)}, "do not fit"),
         ({"k": torch.zeros(2, 4, 7, 4)}, "one floating dtype"),
         ({"q": torch.zeros(4, 7, 4, dtype=torch.float64)}, "dimensions"),

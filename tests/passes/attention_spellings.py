@@ -89,6 +89,25 @@ def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
 
+def capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.matmul(q, _repeat(k, 2).transpose(2, 3)) * 2.0
+    scores = torch.tanh(scores / 1.5) * 1.5
+    scores = scores.masked_fill(~_positions(q), float("-inf"))
+    return scores.softmax(-1, dtype=torch.float64) @ _repeat(v, 2)
+
+
+def capped_by_a_tensor(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    bound = torch.tensor(1.5, dtype=q.dtype)
+    scores = bound * torch.tanh(torch.matmul(2.0 * q, _repeat(k, 2).transpose(2, 3)) / bound)
+    return torch.where(_positions(q), scores, torch.finfo(q.dtype).min).softmax(-1) @ _repeat(v, 2)
+
+
+def capped_behind_a_bias(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    distance = torch.arange(q.shape[-2], dtype=q.dtype)
+    scores = q @ _repeat(k, 2).mT + (distance[:, None] - distance).abs()
+    return (torch.tanh(scores / 3) * 3).masked_fill(~_positions(q), -math.inf).softmax(-1) @ _repeat(v, 2)
+
+
 def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ _repeat(k, 2).transpose(2, 3)).softmax(-1) @ _repeat(v, 2)
 

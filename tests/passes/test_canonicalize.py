@@ -72,6 +72,23 @@ def test_losses_of_cut_logits_read_shifted_labels(name: str, dynamic: bool) -> N
     assert_exact(model, program, batch)
 
 
+@pytest.mark.parametrize("spelling", [spell.capped, spell.capped_by_a_tensor])
+def test_a_bound_on_the_scores_becomes_an_attribute(spelling: spell.Attention) -> None:
+    model, batch = spell.Decoder(spelling), spell.batch()
+    program, _ = canonical(capture(model, batch))
+    (attention,) = program.find("autosp.attention")
+    assert (attention.arg("softcap"), attention.arg("causal"), attention.arg("bias")) == (1.5, True, None)
+    assert "aten.tanh" not in op_names(program)
+    assert_exact(model, program, batch)
+
+
+def test_a_bound_on_biased_scores_stays_as_it_is() -> None:
+    model, batch = spell.Decoder(spell.capped_behind_a_bias), spell.batch()
+    program, _ = canonical(capture(model, batch))
+    assert not program.find("autosp.attention")
+    assert_exact(model, program, batch)
+
+
 def test_a_window_becomes_an_attribute() -> None:
     model, batch = spell.Decoder(spell.windowed), spell.batch()
     program, _ = canonical(capture(model, batch))

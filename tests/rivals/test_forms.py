@@ -40,7 +40,7 @@ OUTCOMES: dict[str, str] = {
     "latent_attention": GATHERED,
     "mamba": GATHERED,
     "mamba2": GATHERED,
-    "softcap_gemma2": GATHERED,
+    "softcap_gemma2": EXACT,
     "sinks_gpt_oss": GATHERED,
     "flex_by_hand": "CaptureError: FlexAttention",
 }
@@ -80,6 +80,20 @@ def test_flex_attention_of_transformers_is_captured_as_attention() -> None:
     model.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
     reference = DenseReference.of(model, batch)
     reference.check(air.PassManager(air.DEFAULT_PIPELINE).run(program, mesh={"sp": 2}).program)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_capped_scores_of_an_odd_length(ranks: int) -> None:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    config = hf.Gemma2Config(
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, sliding_window=4, attn_logit_softcapping=0.5, pad_token_id=0,
+    )  # fmt: skip
+    line = run_line(*language_model(config, 2, 13), ranks)
+    found = [(n.arg("softcap"), n.arg("window"), n.arg("bias")) for n in line.result.program.find("autosp.attention")]
+    assert found == [(0.5, 4, None), (0.5, None, None)] and not line.gathered
 
 
 @pytest.mark.gloo

@@ -165,6 +165,7 @@ def _attention(rewriter: Rewriter, site: Site) -> Value:
         operands = [_four_dims(rewriter, x, scores.lead) for x in (q, k, v)]
         bias = _operand(rewriter, site)
         attributes = {"causal": site.form.causal, "window": site.form.window, "scale": scores.scale}
+        attributes |= {} if scores.softcap is None else {"softcap": scores.softcap}
         both = rewriter.create("autosp.attention", (*operands, bias), attributes, name="attention")
         (out,) = rewriter.unpack(both, 1)
         wanted = site.product.result.tensor_type

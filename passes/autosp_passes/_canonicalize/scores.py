@@ -1,4 +1,4 @@
-"""Reading `softmax(scale * q @ k.T + mask)` backwards, from the softmax to the product."""
+"""Reading `softmax(softcap * tanh(scale * q @ k.T / softcap) + mask)` backwards, from the softmax to the product."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Scores:
         kt: `[…, D, Skv]`.
         lead: The batch dimensions of the scores when they differ from the product's (`[B*H]` seen as `[B, H]`).
         scale: Factor on the product.
+        softcap: Bound on the scaled product.
         biases: Added values, each with its factor.
         masks: Replaced scores.
     """
@@ -47,6 +48,7 @@ class Scores:
     kt: Value
     lead: tuple[Any, ...] | None = None
     scale: float = 1.0
+    softcap: float | None = None
     biases: tuple[tuple[Value, float], ...] = field(default=())
     masks: tuple[Mask, ...] = field(default=())
 
@@ -68,6 +70,8 @@ def read_scores(values: IndexValues, scores: Value) -> Scores | None:
         return _biased_product(values, scores)
     if name in ("mul", "div"):
         return _scaled(values, scores)
+    if name == "tanh":
+        return _capped(values, scores)
     if name == "add":
         return _biased(values, scores)
     if name in ("masked_fill", "where"):
@@ -96,13 +100,22 @@ def _scaled(values: IndexValues, scores: Value) -> Scores | None:
 
 
 def _times(scores: Scores, factor: float) -> Scores:
-    """All of the scores times a positive factor."""
+    """Scores times a positive `f`: `f * c * tanh(s * x / c)` has the cap `f * c` and the scale `f * s`."""
     return replace(
         scores,
         scale=scores.scale * factor,
+        softcap=None if scores.softcap is None else scores.softcap * factor,
         biases=tuple((bias, f * factor) for bias, f in scores.biases),
         masks=tuple(replace(m, fill=m.fill * factor) for m in scores.masks),
     )
+
+
+def _capped(values: IndexValues, scores: Value) -> Scores | None:
+    """`tanh` of a scaled product: scores capped at 1, until a factor behind it says otherwise."""
+    inner = read_scores(values, scores.producer.args[0])
+    if inner is None or inner.biases or inner.masks or inner.softcap is not None:
+        return None
+    return replace(inner, softcap=1.0)
 
 
 def _biased(values: IndexValues, scores: Value) -> Scores | None:
