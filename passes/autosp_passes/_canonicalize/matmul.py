@@ -25,6 +25,7 @@ from autosp_passes._canonicalize.match import (
     wants_gradient,
 )
 from autosp_passes._canonicalize.scores import Mask, Scores, read_scores
+from autosp_passes._canonicalize.sinks import Sunk, damped, drops_sink, read_sinks, without_row_max
 
 _RESHAPES = ("view", "reshape", "_unsafe_view")
 _PRODUCTS = ("matmul", "bmm")
@@ -44,6 +45,7 @@ class Site:
         proved: The masks and biases that `form` rests on.
         masks: Masks that stay.
         biases: Biases that stay.
+        sunk: The sink that takes part in the softmax.
     """
 
     product: Node
@@ -54,6 +56,7 @@ class Site:
     proved: list[Value]
     masks: list[Mask]
     biases: list[tuple[Value, float]]
+    sunk: Sunk | None = None
 
 
 def rewrite_matmuls(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
@@ -85,16 +88,19 @@ def _site(values: IndexValues, softmax: Node) -> Site | None:
     dim = softmax.arg("dim")
     if not isinstance(dim, int) or kind.ndim not in (3, 4) or dim % kind.ndim != kind.ndim - 1:
         return None
-    product = _product_with_values(softmax)
-    scores = read_scores(values, softmax.args[0]) if product is not None else None
+    sunk = read_sinks(softmax.args[0])
+    product = _product_with_values(softmax, sunk)
+    summed = sunk.scores if sunk is not None else without_row_max(softmax.args[0])
+    scores = read_scores(values, summed) if product is not None else None
     if product is None or scores is None:
         return None
-    return _with_masks(values, Site(product, softmax, scores, product.args[1], MaskForm(False, None), [], [], []))
+    return _with_masks(values, Site(product, softmax, scores, product.args[1], MaskForm(False, None), [], [], [], sunk))
 
 
-def _product_with_values(softmax: Node) -> Node | None:
-    """The product that alone reads the probabilities, through casts, copies and one reshape."""
+def _product_with_values(softmax: Node, sunk: Sunk | None) -> Node | None:
+    """The product that alone reads the probabilities, through casts, copies, a reshape and the cut behind a sink."""
     node = softmax
+    whole = sunk is None
     while True:
         readers = node.users
         if len(readers) != 1:
@@ -102,7 +108,10 @@ def _product_with_values(softmax: Node) -> Node | None:
         previous, node = node, readers[0]
         name = base(node)
         if name in _PRODUCTS:
-            return node if node.args[0] is previous.result and node.args[1] is not previous.result else None
+            return node if whole and node.args[0] is previous.result and node.args[1] is not previous.result else None
+        if sunk is not None and not whole and drops_sink(node, sunk):
+            whole = True
+            continue
         same = name in SAME_VALUES or name in CASTS or name in _RESHAPES or inactive_dropout(node)
         if not same or node.args[0] is not previous.result:
             return None
@@ -150,6 +159,8 @@ def _obstacle(program: Program, site: Site) -> str | None:
         return "batch is broadcast"
     if any(wants_gradient(program, bias) for bias, _ in site.biases):
         return "its bias is learned"
+    if site.sunk is not None and site.scores.lead is not None and site.sunk.sink.tensor_type.ndim != 4:
+        return "its sinks do not tell heads from rows of the batch"
     lowest = torch.finfo(_dtype(site)).min
     if any(m.fill > lowest for m in site.masks):
         return "a mask that is not provably causal fills with a finite number, so fully masked rows would differ"
@@ -167,7 +178,11 @@ def _attention(rewriter: Rewriter, site: Site) -> Value:
         attributes = {"causal": site.form.causal, "window": site.form.window, "scale": scores.scale}
         attributes |= {} if scores.softcap is None else {"softcap": scores.softcap}
         both = rewriter.create("autosp.attention", (*operands, bias), attributes, name="attention")
-        (out,) = rewriter.unpack(both, 1)
+        if site.sunk is None:
+            (out,) = rewriter.unpack(both, 1)
+        else:
+            out, lse = rewriter.unpack(both, 2)
+            out = damped(rewriter, out, lse, site.sunk.sink)
         wanted = site.product.result.tensor_type
         return out if wanted.ndim == 4 else _three_dims(rewriter, out, scores.lead)
 

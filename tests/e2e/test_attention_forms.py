@@ -1,0 +1,40 @@
+"""Attention that learns more than its projections: recognised, cut along the tokens, exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autosp_ir.ir.types import Shard
+from tests.e2e.attention_forms import FORMS, KeptSink, batch
+from tests.rivals.forms import language_model
+from tests.rivals.line import run_line, run_sharded
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("ranks", "length"), [(2, 16), (4, 13)])
+@pytest.mark.parametrize("name", FORMS)
+def test_exact_on_cut_tokens(name: str, ranks: int, length: int) -> None:
+    line = run_sharded(FORMS[name](), batch(length), ranks)
+    assert line.attentions == [Shard(1)]
+
+
+def test_a_softmax_that_keeps_another_column_is_no_sink() -> None:
+    line = run_line(KeptSink(), batch(16), 2)
+    assert line.attentions == [] and line.gathered
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_sinks_of_gpt_oss_at_an_odd_length(ranks: int) -> None:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    config = hf.GptOssConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, pad_token_id=0, layer_types=["sliding_attention", "full_attention"],
+        num_local_experts=2, num_experts_per_tok=1, sliding_window=4,
+    )  # fmt: skip
+    line = run_line(*language_model(config, 2, 13), ranks)
+    found = [(n.arg("causal"), n.arg("window"), n.arg("bias")) for n in line.result.program.find("autosp.attention")]
+    assert found == [(True, 4, None), (True, None, None)] and line.attentions == [Shard(1)] * 2
