@@ -1,4 +1,4 @@
-"""The attention operator pair: `torch.ops.autosp.attention` and `torch.ops.autosp.attention_backward`.
+"""Attention: `torch.ops.autosp.attention`, and `autosp.attention_backward` or `autosp.attention_bias_backward`.
 
 Device-neutral operators that stay whole through tracing, differentiation and every pass. Layout [B, H, S, D]; keys and
 values may have fewer heads than queries (grouped query). Query i and key j stand at the global positions `q_offset +
@@ -7,7 +7,7 @@ depends on the rank. Kept on the CPU, positions that run on are recognised witho
 `scale * q @ k.T`, bounded as `softcap * tanh(scores / softcap)` where that is given, then biased and masked.
 `local_axis` says that along this mesh axis every rank attends with its own queries to its own keys only. `lse` is the
 log of the softmax's denominator, so that partial results over blocks of keys can be merged, and it is differentiable.
-A query that sees no key gives out 0 and lse -inf.
+A query that sees no key gives out 0 and lse -inf. `attention_bias_backward` is the backward of a learned bias.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ SCHEMAS = (
     f"{_ATTRIBUTES}) -> (Tensor out, Tensor lse)",
     "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? segment_ids, "
     f"Tensor out, Tensor lse, {_ATTRIBUTES}) -> (Tensor dq, Tensor dk, Tensor dv)",
+    "attention_bias_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor bias, "
+    f"Tensor? segment_ids, Tensor out, Tensor lse, {_ATTRIBUTES}) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
 )
 
 LIBRARY = torch.library.Library("autosp", "FRAGMENT")
@@ -191,13 +193,47 @@ def _attention_backward(
     return attention_kernels.backward(call, dout, dlse, out, lse)
 
 
+def _bias_backward_shape(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (*_backward_shape(dout, dlse, q, k, v, bias, *args, **kwargs), bias.new_empty(bias.shape))
+
+
+def _attention_bias_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    segment_ids: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool = False,
+    window: int | None = None,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    q_positions: Tensor | None = None,
+    kv_positions: Tensor | None = None,
+    local_axis: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions)
+    call = _call(q, k, v, bias, segment_ids, causal, window, *where)
+    return attention_kernels.bias_backward(call, bias, dout, dlse, out, lse)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, bias, segment_ids, *attributes, q_positions, kv_positions, local_axis = inputs
-    if bias is not None and bias.requires_grad:
-        raise UnsupportedError(
-            "the gradient of a learned attention bias is not computed",
-            hint="detach the bias if it is constant, or keep this attention outside the partitioned region",
-        )
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, bias, segment_ids, *output, q_positions, kv_positions)
     ctx.attributes, ctx.local_axis = attributes, local_axis
@@ -205,14 +241,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, bias, segment_ids, out, lse, *positions = ctx.saved_tensors
-    none = (None,) * (5 + len(ctx.attributes))
+    none = (None,) * (4 + len(ctx.attributes))
     if dout is None and dlse is None:
-        return (None, None, None, *none)
+        return (None, None, None, None, *none)
     dout = torch.zeros_like(out) if dout is None else dout
-    gradients = torch.ops.autosp.attention_backward(
-        dout, dlse, q, k, v, bias, segment_ids, out, lse, *ctx.attributes, *positions, ctx.local_axis
-    )
-    return (*gradients, *none)
+    learned = bias is not None and ctx.needs_input_grad[3]
+    backward = torch.ops.autosp.attention_bias_backward if learned else torch.ops.autosp.attention_backward
+    gradients = backward(dout, dlse, q, k, v, bias, segment_ids, out, lse, *ctx.attributes, *positions, ctx.local_axis)
+    return (*gradients, *none) if learned else (*gradients, None, *none)
 
 
 def _no_second_gradient(ctx: Any, *grads: Tensor | None) -> None:
@@ -262,10 +298,13 @@ def _infer(node: Node) -> TupleType:
 
 torch.library.register_fake("autosp::attention", _shape, lib=LIBRARY)
 torch.library.register_fake("autosp::attention_backward", _backward_shape, lib=LIBRARY)
+torch.library.register_fake("autosp::attention_bias_backward", _bias_backward_shape, lib=LIBRARY)
+LIBRARY.impl("attention_bias_backward", _attention_bias_backward, "CompositeExplicitAutograd")
 LIBRARY.impl("attention", _attention, "CompositeExplicitAutograd")
 LIBRARY.impl("attention_backward", _attention_backward, "CompositeExplicitAutograd")
 LIBRARY.impl("attention", _under_autocast("cpu"), "AutocastCPU")
 LIBRARY.impl("attention", _under_autocast("cuda"), "AutocastCUDA")
 torch.library.register_autograd("autosp::attention", _gradient, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd("autosp::attention_backward", _no_second_gradient, lib=LIBRARY)
+for _backward in ("autosp::attention_backward", "autosp::attention_bias_backward"):
+    torch.library.register_autograd(_backward, _no_second_gradient, lib=LIBRARY)
 extend_op(torch.ops.autosp.attention.default, infer=_infer)

@@ -112,6 +112,16 @@ def backward(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Te
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
+def bias_backward(
+    call: Call, bias: Tensor, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute `(dq, dk, dv, dbias)`, contiguous; `dbias` is summed over the dimensions that the bias broadcasts."""
+    dtype = torch.float32 if call.q.dtype in HALF_DTYPES else call.q.dtype
+    dbias = torch.zeros(bias.shape, dtype=dtype, device=bias.device)
+    dq, dk, dv = _blockwise_backward(call, dout, dlse, out, lse, dbias)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous(), dbias.to(bias.dtype)
+
+
 def _select(call: Call, has_dlse: bool) -> Kernel:
     return next(kernel for kernel in KERNELS if kernel.supports(call, has_dlse))
 
@@ -251,7 +261,7 @@ def _blockwise_forward(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _blockwise_backward(
-    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, dbias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = _grouped(call)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -276,6 +286,8 @@ def _blockwise_backward(
             else:
                 weights, middle = torch.exp(scores - lse[..., row, :]), centre[..., row, :]
             dscores = weights * (dweights - middle)
+            if dbias is not None:
+                _add_to_bias(dbias, dscores.flatten(1, 2), row, column)
             if call.softcap is not None:
                 dscores = dscores * (1 - (free / call.softcap).square())
             dscores = dscores * call.scale
@@ -347,6 +359,14 @@ def _bias_tile(call: Call, bias: Tensor, row: slice, column: slice) -> Tensor:
     heads = (1, 1) if bias.shape[1] == 1 else (-1, call.groups)
     grouped: Tensor = bias.unflatten(1, heads)
     return grouped
+
+
+def _add_to_bias(dbias: Tensor, dscores: Tensor, row: slice, column: slice) -> None:
+    """Add the gradient of one tile of scores, [B, H, rows, columns], to that of the bias."""
+    whole = dbias[(None,) * (4 - dbias.ndim)]
+    tile = whole if whole.shape[2] == 1 else whole[:, :, row]
+    tile = tile if whole.shape[3] == 1 else tile[..., column]
+    tile += dscores.sum_to_size(tile.shape)
 
 
 def _hidden(call: Call, row: slice, column: slice) -> Tensor | None:

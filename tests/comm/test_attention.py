@@ -137,6 +137,26 @@ def test_agrees_with_dense_attention(form: str, kv_heads: int) -> None:
         torch.testing.assert_close(grads, reference, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("tiling")
+@pytest.mark.parametrize("form", ["full", "window", "capped", "segments"])
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (4, 1, 7), (1, 4, 7, 7), (2, 1, 7, 7), (2, 4, 1, 1), (2, 4, 7, 7)])
+def test_gradient_of_a_learned_bias(shape: tuple[int, ...], form: str) -> None:
+    bias = torch.linspace(-2, 2, torch.Size(shape).numel(), dtype=torch.float64).cos().view(shape).requires_grad_()
+    inputs, attributes = tensors(kv_heads=2), FORMS[form]
+    actual, expected = attention(*inputs, bias, **attributes), dense(*inputs, bias=bias, **attributes)
+    for with_lse in (False, True):
+        grads, reference = (gradients(x, [*inputs, bias], with_lse) for x in (actual, expected))
+        torch.testing.assert_close(grads, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_a_learned_bias_keeps_its_dtype_and_hidden_scores_have_no_gradient() -> None:
+    inputs = tensors(dtype=torch.bfloat16)
+    bias = torch.zeros(7, 7, requires_grad=True)
+    out, _ = attention(*inputs, bias, causal=True)
+    (grad,) = torch.autograd.grad(out.float().square().sum(), [bias])
+    assert grad.dtype == torch.float32 and grad.tril(-1).any() and not grad.triu(1).any()
+
+
 def test_blocks_of_keys_merge_into_the_whole() -> None:
     q, k, v = tensors(kv_heads=2, queries=4, keys=8)
     whole = attention(q, k, v, causal=True, q_offset=4)
@@ -300,7 +320,6 @@ def test_results_are_contiguous_whatever_the_strides() -> None:
         ({"q": torch.zeros(4, 7, 4, dtype=torch.float64)}, "dimensions"),
         ({"bias": torch.zeros(3, 1, 1, 7)}, "broadcast"),
         ({"bias": torch.zeros(7, dtype=torch.int64)}, "broadcast"),
-        ({"bias": torch.zeros(7, dtype=torch.float64, requires_grad=True)}, "learned attention bias"),
         ({"segment_ids": torch.zeros(2, 7)}, "segment_ids"),
         ({"segment_ids": torch.zeros(2, 6, dtype=torch.int64)}, "cover"),
     ],

@@ -86,10 +86,49 @@ class KeptSink(Sinks):
         return torch.cat([q @ k.mT, sink], -1).softmax(-1)[..., 1:] @ v
 
 
+class Biased(Decoder):
+    """Causal attention with a learned bias.
+
+    Args:
+        shape: Of the bias before it is cut to the length; an extent of `LONGEST` runs over tokens.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(*shape))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Scores, bias, mask, softmax."""
+        bias = self.bias[..., : q.shape[2]]
+        if bias.ndim > 1 and bias.shape[-2] > 1:
+            bias = bias[..., : q.shape[2], :]
+        return (q @ k.mT + bias).masked_fill(later(q), -math.inf).softmax(-1) @ v
+
+
+class Relative(Decoder):
+    """Attention both ways with a learned bias per head and distance, shared by two attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distances = nn.Embedding(2 * LONGEST, HEADS)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The second attention reads the first one's result as queries."""
+        i = torch.arange(q.shape[2])
+        bias = self.distances(i[:, None] - i + LONGEST).permute(2, 0, 1)[None]
+        for _ in range(2):
+            q = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return q
+
+
 FORMS: dict[str, Callable[[], Decoder]] = {
     "sinks": Sinks,
     "sinks in front": lambda: Sinks(first=True, shifted=False),
     "sink of each query": SinkOfEachQuery,
+    "bias for all heads": lambda: Biased(LONGEST, LONGEST),
+    "bias per head": lambda: Biased(1, HEADS, LONGEST, LONGEST),
+    "bias per head and key": lambda: Biased(HEADS, 1, LONGEST),
+    "bias per distance": Relative,
 }
 
 

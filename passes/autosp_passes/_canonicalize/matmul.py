@@ -22,7 +22,6 @@ from autosp_passes._canonicalize.match import (
     inactive_dropout,
     permutation,
     tensor,
-    wants_gradient,
 )
 from autosp_passes._canonicalize.scores import Mask, Scores, read_scores
 from autosp_passes._canonicalize.sinks import Sunk, damped, drops_sink, read_sinks, without_row_max
@@ -70,7 +69,7 @@ def rewrite_matmuls(program: Program, rewriter: Rewriter, ctx: PassContext) -> N
         site = _site(values, softmax)
         if site is None:
             continue
-        reason = _obstacle(program, site)
+        reason = _obstacle(site)
         if reason is not None:
             ctx.remark("missed", softmax, f"attention stays in separate operators: {reason}")
             continue
@@ -147,7 +146,7 @@ def _dtype(site: Site) -> torch.dtype:
     return site.softmax.args[0].tensor_type.dtype if isinstance(site.softmax.args[0], Value) else torch.float32
 
 
-def _obstacle(program: Program, site: Site) -> str | None:
+def _obstacle(site: Site) -> str | None:
     q, kt, v = (tensor(x) for x in (site.scores.q, site.scores.kt, site.v))
     if q is None or kt is None or v is None or len({q.dtype, kt.dtype, v.dtype}) > 1:
         return "queries, keys and values differ in dtype"
@@ -157,8 +156,6 @@ def _obstacle(program: Program, site: Site) -> str | None:
         return "heads or batch are broadcast"
     if q.ndim == 3 and len({q.shape[0], kt.shape[0], v.shape[0]}) > 1:
         return "batch is broadcast"
-    if any(wants_gradient(program, bias) for bias, _ in site.biases):
-        return "its bias is learned"
     if site.sunk is not None and site.scores.lead is not None and site.sunk.sink.tensor_type.ndim != 4:
         return "its sinks do not tell heads from rows of the batch"
     lowest = torch.finfo(_dtype(site)).min
