@@ -10,6 +10,7 @@ import torch
 from autosp_ir.ir.types import Shard
 from tests.e2e.attention_forms import FORMS, KeptSink, Relative, batch
 from tests.models.batches import tokens
+from tests.passes import attention_spellings as spell
 from tests.rivals.forms import language_model
 from tests.rivals.line import run_line, run_sharded
 
@@ -21,6 +22,12 @@ torch.set_num_threads(1)
 def test_exact_on_cut_tokens(name: str, ranks: int, length: int) -> None:
     line = run_sharded(FORMS[name](), batch(length), ranks)
     assert line.attentions
+
+
+@pytest.mark.parametrize(("ranks", "length"), [(2, 16), (4, 13)])
+@pytest.mark.parametrize("spelling", [spell.merged, spell.merged_bias, spell.capped])
+def test_spellings_on_cut_tokens(spelling: spell.Attention, ranks: int, length: int) -> None:
+    run_sharded(spell.Decoder(spelling), spell.batch(length), ranks)
 
 
 def test_a_bias_per_head_follows_its_heads_once() -> None:

@@ -200,6 +200,17 @@ def test_a_mask_that_depends_on_a_learned_bias_stays_in_it() -> None:
     assert_exact(model, program, batch)
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("spelling", [spell.merged, spell.merged_bias])
+def test_heads_merged_into_the_batch_come_out_again(spelling: spell.Attention, dynamic: bool) -> None:
+    model, batch = spell.Decoder(spelling), spell.batch()
+    program, _ = canonical(capture(model, batch, dynamic=dynamic))
+    (node,) = program.find("autosp.attention")
+    assert node.arg("q").tensor_type.shape[1] == 4 and node.arg("k").tensor_type.shape[1] == 2
+    assert node.arg("causal") is (spelling is spell.merged)
+    assert_exact(model, program, batch)
+
+
 def finite_padding(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     i = torch.arange(q.shape[-2])
     hidden = (i[:, None] < i[None, :]) | (i[None, :] % 5 == 0)

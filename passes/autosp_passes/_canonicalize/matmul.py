@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from autosp_passes._canonicalize.match import (
     permutation,
     tensor,
 )
-from autosp_passes._canonicalize.scores import Mask, Scores, read_scores
+from autosp_passes._canonicalize.scores import Mask, Scores, read_scores, with_lead
 from autosp_passes._canonicalize.sinks import Sunk, damped, drops_sink, read_sinks, without_row_max
 
 _RESHAPES = ("view", "reshape", "_unsafe_view")
@@ -93,6 +93,7 @@ def _site(values: IndexValues, softmax: Node) -> Site | None:
     scores = read_scores(values, summed) if product is not None else None
     if product is None or scores is None:
         return None
+    scores = with_lead(values, scores)
     return _with_masks(values, Site(product, softmax, scores, product.args[1], MaskForm(False, None), [], [], [], sunk))
 
 
@@ -156,8 +157,6 @@ def _obstacle(site: Site) -> str | None:
         return "heads or batch are broadcast"
     if q.ndim == 3 and len({q.shape[0], kt.shape[0], v.shape[0]}) > 1:
         return "batch is broadcast"
-    if site.sunk is not None and site.scores.lead is not None and site.sunk.sink.tensor_type.ndim != 4:
-        return "its sinks do not tell heads from rows of the batch"
     lowest = torch.finfo(_dtype(site)).min
     if any(m.fill > lowest for m in site.masks):
         return "a mask that is not provably causal fills with a finite number, so fully masked rows would differ"
@@ -179,7 +178,7 @@ def _attention(rewriter: Rewriter, site: Site) -> Value:
             (out,) = rewriter.unpack(both, 1)
         else:
             out, lse = rewriter.unpack(both, 2)
-            out = damped(rewriter, out, lse, site.sunk.sink)
+            out = damped(rewriter, out, lse, _beside_heads(rewriter, site.sunk.sink, scores))
         wanted = site.product.result.tensor_type
         return out if wanted.ndim == 4 else _three_dims(rewriter, out, scores.lead)
 
@@ -223,18 +222,30 @@ def _operand(rewriter: Rewriter, site: Site) -> Value | None:
     """The masks and biases that stay, as one operand that broadcasts to `[B, H, Sq, Skv]`."""
     bias: Value | None = None
     for value, factor in site.biases:
+        value = _beside_heads(rewriter, value, site.scores)
         scaled = value if factor == 1.0 else rewriter.create("aten.mul.Tensor", (value, factor))
         bias = scaled if bias is None else rewriter.create("aten.add.Tensor", (bias, scaled))
-    exact = [m for m in site.masks if m.fill == -math.inf]
-    for mask in site.masks:
-        if mask in exact and bias is None and len(exact) == len(site.masks):
-            continue
+    masks = [replace(m, where=_beside_heads(rewriter, m.where, site.scores)) for m in site.masks]
+    if bias is None and masks and all(m.fill == -math.inf for m in masks):
+        return _conjunction(rewriter, masks)
+    for mask in masks:
         bias = _filled(rewriter, site, mask, bias)
-    if bias is None and exact:
-        bias = _conjunction(rewriter, exact)
-    if bias is not None and site.scores.lead is None and site.scores.q.tensor_type.ndim == 3:
-        return rewriter.create("aten.unsqueeze", (bias, 1)) if bias.tensor_type.ndim == 3 else bias
     return bias
+
+
+def _beside_heads(rewriter: Rewriter, value: Value, scores: Scores) -> Value:
+    """What meets scores of three dimensions, as it meets `[B, H, Sq, Skv]`."""
+    kind = value.tensor_type
+    if kind.ndim != 3 or scores.q.tensor_type.ndim != 3:
+        return value
+    if scores.lead is None:
+        return rewriter.create("aten.unsqueeze", (value, 1))
+    batch, heads = scores.lead
+    if kind.shape[0] != batch * heads:
+        return value
+    # One extent of the two at most is symbolic here, and `unflatten` infers it.
+    extents = [extent if isinstance(extent, int) else -1 for extent in scores.lead]
+    return rewriter.create("aten.unflatten.int", (value, 0, extents))
 
 
 def _filled(rewriter: Rewriter, site: Site, mask: Mask, bias: Value | None) -> Value:

@@ -98,13 +98,11 @@ def damped(rewriter: Rewriter, out: Value, lse: Value, sink: Value) -> Value:
         rewriter: Where to create; inside `with rewriter.before(node)`.
         out: `[B, H, Sq, Dv]`, attention over the keys.
         lse: `[B, H, Sq]`, the log of its denominator.
-        sink: `[…, 1]` that broadcasts to `[B, H, Sq, 1]`, or `[B, Sq, 1]` where `H` is 1.
+        sink: `[…, 1]` that broadcasts to `[B, H, Sq, 1]`.
 
     Returns:
         `[B, H, Sq, Dv]`, in the dtype of `out`; the factor is computed in that of `lse`.
     """
-    if sink.tensor_type.ndim == out.tensor_type.ndim - 1:
-        sink = rewriter.create("aten.unsqueeze", (sink, 1))
     column = rewriter.create("aten.unsqueeze", (lse, -1))
     kept = rewriter.create("aten.sigmoid", (rewriter.create("aten.sub.Tensor", (column, sink)),))
     product = rewriter.create("aten.mul.Tensor", (out, kept))
