@@ -9,6 +9,7 @@ import torch
 
 from autosp_ir.ir.types import Shard
 from tests.e2e.attention_forms import FORMS, KeptSink, Relative, batch
+from tests.e2e.line import check_dynamic
 from tests.models.batches import tokens
 from tests.passes import attention_spellings as spell
 from tests.rivals.forms import language_model
@@ -22,6 +23,11 @@ torch.set_num_threads(1)
 def test_exact_on_cut_tokens(name: str, ranks: int, length: int) -> None:
     line = run_sharded(FORMS[name](), batch(length), ranks)
     assert line.attentions
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_exact_at_another_length_than_captured(name: str) -> None:
+    check_dynamic(FORMS[name](), batch(12), batch(13), 2)
 
 
 @pytest.mark.parametrize(("ranks", "length"), [(2, 16), (4, 13)])

@@ -99,6 +99,7 @@ def test_capped_scores_of_an_odd_length(ranks: int) -> None:
 @pytest.mark.gloo
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_forms_with_masks_and_gathers_over_gloo(backend: str) -> None:
-    names = ["padded_left", "padded_odd_length", "alibi_falcon", "bert_padded", "moe_mixtral"]
+    names = ["padded_left", "padded_odd_length", "alibi_falcon", "bert_padded", "moe_mixtral", "t5"]
+    names += ["softcap_gemma2", "sinks_gpt_oss"]
     for errors in run_ranks(form_errors, 2, names, backend, timeout=300.0):
         assert max(errors) <= 1e-4, dict(zip(names, errors, strict=True))
