@@ -149,7 +149,7 @@ def cost_of(node: Node, symbols: Mapping[str, int] | None = None) -> Cost:
     moved = sum(sizes.bytes(v.type) for v in (*node.operands, *node.results))
     if node.op.name not in _FLOPS:
         return Cost(bytes=moved)
-    attention = ("autosp.attention", "autosp.attention_backward").index(node.op.name) + 1 if _attends(node) else 0
+    attention = (1 if node.is_op("autosp.attention") else 2) if _attends(node) else 0
     dtype = node.operands[0].tensor_type.dtype
     return Cost(_FLOPS[node.op.name](node, sizes), moved, dtype=dtype, attention=attention)
 
@@ -246,6 +246,7 @@ _FLOPS: dict[str, Callable[[Node, _Sizes], float]] = {
     **dict.fromkeys(("aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "aten.linear", "aten.matmul"), _product),
     "autosp.attention": _attention(1.0),
     "autosp.attention_backward": _attention(2.5),
+    "autosp.attention_bias_backward": _attention(2.5),
 }
 
 

@@ -9,10 +9,11 @@ import torch
 
 from autosp_ir.analysis.index_domain import Affine, Choice, Condition, Number
 from autosp_ir.analysis.index_values import IndexValues
-from autosp_ir.ir.graph import Value
+from autosp_ir.ir.graph import Node, Value
 
 # exp(-1e9 + anything a model computes) is exactly 0 in every dtype, as is exp of the smallest number of a dtype.
 _CERTAINLY_MASKED = -1e9
+_COPIES = frozenset({"clone", "contiguous", "alias", "lift_fresh_copy"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,67 @@ def mask_form(values: IndexValues, mask: Value) -> MaskForm | None:
     """
     condition = visible(values, mask)
     return None if condition is None else form_of(condition)
+
+
+def split_mask(values: IndexValues, mask: Value) -> tuple[Condition, Value | None] | None:
+    """Take apart a bias that also masks: `where(visible, bias, -inf)`, `bias + mask`, in any nesting.
+
+    Args:
+        values: From `index_values`.
+        mask: As for `mask_form`.
+
+    Returns:
+        Where a query may attend, and the bias that is left to add there, None when nothing is; None when no part of the
+        mask is known.
+    """
+    condition = visible(values, mask)
+    if condition is not None:
+        return condition, None
+    node = mask.producer
+    name = node.op.name.split(".")[1] if node.op.name.startswith("aten.") else ""
+    if name in _COPIES:
+        return split_mask(values, node.args[0])
+    if name in ("where", "masked_fill"):
+        return _split_filled(values, node)
+    if name == "add" and node.arg("alpha", 1) == 1:
+        return _split_sum(values, node)
+    return None
+
+
+def _split_filled(values: IndexValues, node: Node) -> tuple[Condition, Value | None] | None:
+    kind = node.result.tensor_type
+    if not kind.dtype.is_floating_point:
+        return None
+    if node.op.name.startswith("aten.where"):
+        where, kept, fill, keeps = node.args[0], node.args[1], node.args[2], True
+        if not isinstance(kept, Value) or _number(values, fill) is None:
+            kept, fill, keeps = node.args[2], node.args[1], False
+    else:
+        (kept, where, fill), keeps = node.args[:3], False
+    known, number = values.of(where), _number(values, fill)
+    masked = number is not None and certainly_masked(number, torch.finfo(kind.dtype).min)
+    if not isinstance(known, Condition) or not isinstance(kept, Value) or not masked:
+        return None
+    condition = known if keeps else known.negated()
+    return None if condition is None else _both(condition, values, kept)
+
+
+def _split_sum(values: IndexValues, node: Node) -> tuple[Condition, Value | None] | None:
+    for one, other in (node.args[:2], node.args[1::-1]):
+        condition = visible(values, one) if isinstance(one, Value) and isinstance(other, Value) else None
+        if condition is not None:
+            return _both(condition, values, other)
+    return None
+
+
+def _both(condition: Condition, values: IndexValues, rest: Value) -> tuple[Condition, Value | None]:
+    inner = split_mask(values, rest)
+    return (condition, rest) if inner is None else (condition.both(inner[0]), inner[1])
+
+
+def _number(values: IndexValues, argument: object) -> Number | None:
+    found = None if isinstance(argument, bool) else values.of(argument)
+    return found.constant if isinstance(found, Affine) and found.is_constant else None
 
 
 def form_of(condition: Condition) -> MaskForm | None:
@@ -95,4 +157,4 @@ def _form(ahead: int | None, behind: int | None) -> MaskForm | None:
     return MaskForm(causal=False, window=ahead + 1) if ahead is not None and ahead == behind else None
 
 
-__all__ = ["MaskForm", "certainly_masked", "form_of", "mask_form", "visible"]
+__all__ = ["MaskForm", "certainly_masked", "form_of", "mask_form", "split_mask", "visible"]

@@ -24,9 +24,7 @@ IMPLEMENTATION = "autosp_capture"
 
 _REPLACED = {"sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"}
 _CHANGES_SCORES = {
-    "softcap": "soft-capped scores",
     "s_aux": "attention sinks",
-    "position_bias": "a learned position bias",
     "cache": "a paged cache",
     "cu_seq_lens_q": "packed sequences given by cumulative lengths",
     "cu_seq_lens_k": "packed sequences given by cumulative lengths",
@@ -174,6 +172,8 @@ def _attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    softcap: float | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: `[B, H, S, D]` in, `[B, S, H, D]` out, keys and values unexpanded."""
@@ -190,8 +190,19 @@ def _attention(
             f"causal attention in {name} has {query.shape[2]} queries but {key.shape[2]} keys and no mask",
             hint="train without a cache, on whole sequences",
         )
-    out, _ = torch.ops.autosp.attention(query, key, value, attention_mask, causal=causal, scale=scaling)
+    bias = attention_mask if position_bias is None else _biased(position_bias, attention_mask)
+    attributes = {"causal": causal, "scale": scaling, "softcap": softcap}
+    out, _ = torch.ops.autosp.attention(query, key, value, bias, **attributes)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _biased(position_bias: Tensor, mask: Tensor | None) -> Tensor:
+    """A bias under a mask, as stock SDPA attention spells it; what the mask says is proved on the graph."""
+    if mask is None:
+        return position_bias
+    if mask.dtype == torch.bool:
+        return torch.where(mask, position_bias, torch.finfo(position_bias.dtype).min)
+    return position_bias + mask
 
 
 def _same(a: Any, b: Any) -> bool:

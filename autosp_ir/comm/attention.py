@@ -1,12 +1,13 @@
-"""The attention operator pair: `torch.ops.autosp.attention` and `torch.ops.autosp.attention_backward`.
+"""Attention: `torch.ops.autosp.attention`, and `autosp.attention_backward` or `autosp.attention_bias_backward`.
 
-Device-neutral operators that stay whole through tracing, differentiation and every pass. Layout [B, H, S, D]; keys
-and values may have fewer heads than queries (grouped query). Query i and key j stand at the global positions
-`q_offset + i` and `kv_offset + j`, or at `q_positions[i]` and `kv_positions[j]`: int64 tensors, since where a rank's
-tokens stand depends on the rank. Kept on the CPU, positions that run on are recognised without waiting for a device.
+Device-neutral operators that stay whole through tracing, differentiation and every pass. Layout [B, H, S, D]; keys and
+values may have fewer heads than queries (grouped query). Query i and key j stand at the global positions `q_offset +
+i` and `kv_offset + j`, or at `q_positions[i]` and `kv_positions[j]`: int64 tensors, since where a rank's tokens stand
+depends on the rank. Kept on the CPU, positions that run on are recognised without waiting for a device. The scores are
+`scale * q @ k.T`, bounded as `softcap * tanh(scores / softcap)` where that is given, then biased and masked.
 `local_axis` says that along this mesh axis every rank attends with its own queries to its own keys only. `lse` is the
 log of the softmax's denominator, so that partial results over blocks of keys can be merged, and it is differentiable.
-A query that sees no key gives out 0 and lse -inf.
+A query that sees no key gives out 0 and lse -inf. `attention_bias_backward` is the backward of a learned bias.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ from autosp_ir.ir.types import Shard, TensorType, TupleType
 _MASKS, _TOKENS = ("bias", "segment_ids"), 2
 _ATTRIBUTES = (
     "bool causal=False, SymInt? window=None, SymInt q_offset=0, SymInt kv_offset=0, "
-    "float? scale=None, float dropout=0.0, Tensor? q_positions=None, Tensor? kv_positions=None, str? local_axis=None"
+    "float? scale=None, float dropout=0.0, float? softcap=None, Tensor? q_positions=None, Tensor? kv_positions=None, "
+    "str? local_axis=None"
 )
 SCHEMAS = (
     "attention(Tensor q, Tensor k, Tensor v, Tensor? bias=None, Tensor? segment_ids=None, "
     f"{_ATTRIBUTES}) -> (Tensor out, Tensor lse)",
     "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? segment_ids, "
     f"Tensor out, Tensor lse, {_ATTRIBUTES}) -> (Tensor dq, Tensor dk, Tensor dv)",
+    "attention_bias_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor bias, "
+    f"Tensor? segment_ids, Tensor out, Tensor lse, {_ATTRIBUTES}) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)",
 )
 
 LIBRARY = torch.library.Library("autosp", "FRAGMENT")
@@ -67,10 +71,11 @@ def _call(
     kv_offset: int,
     scale: float | None,
     dropout: float,
+    softcap: float | None,
     q_positions: Tensor | None,
     kv_positions: Tensor | None,
 ) -> Call:
-    check(q, k, v, bias, segment_ids, window, dropout)
+    check(q, k, v, bias, segment_ids, window, dropout, softcap)
     check_positions(q_positions, q.shape[2], q_offset, "q")
     check_positions(kv_positions, k.shape[2], kv_offset, "kv")
     q_offset, q_positions = located(q_positions, q_offset)
@@ -86,7 +91,9 @@ def _call(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if window is None and q_positions is None and last_key <= q_offset:
         causal = False  # every key lies behind every query: nothing is hidden
-    return Call(q, k, v, bias, segment_ids, causal, window, q_offset, kv_offset, factor, q_positions, kv_positions)
+    return Call(
+        q, k, v, bias, segment_ids, causal, window, q_offset, kv_offset, factor, softcap, q_positions, kv_positions
+    )
 
 
 def _shape(
@@ -101,11 +108,12 @@ def _shape(
     kv_offset: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check(q, k, v, bias, segment_ids, window, dropout)
+    check(q, k, v, bias, segment_ids, window, dropout, softcap)
     check_positions(q_positions, q.shape[2], q_offset, "q")
     check_positions(kv_positions, k.shape[2], kv_offset, "kv")
     lse = q.new_empty(q.shape[:3], dtype=lse_dtype(q.dtype))
@@ -128,11 +136,12 @@ def _backward_shape(
     kv_offset: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check(q, k, v, bias, segment_ids, window, dropout)
+    check(q, k, v, bias, segment_ids, window, dropout, softcap)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -148,11 +157,12 @@ def _attention(
     kv_offset: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    where = (q_offset, kv_offset, scale, dropout, q_positions, kv_positions)
+    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions)
     call = _call(q, k, v, bias, segment_ids, causal, window, *where)
     return attention_kernels.forward(call)
 
@@ -173,22 +183,57 @@ def _attention_backward(
     kv_offset: int = 0,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    where = (q_offset, kv_offset, scale, dropout, q_positions, kv_positions)
+    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions)
     call = _call(q, k, v, bias, segment_ids, causal, window, *where)
     return attention_kernels.backward(call, dout, dlse, out, lse)
 
 
+def _bias_backward_shape(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (*_backward_shape(dout, dlse, q, k, v, bias, *args, **kwargs), bias.new_empty(bias.shape))
+
+
+def _attention_bias_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    segment_ids: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool = False,
+    window: int | None = None,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    q_positions: Tensor | None = None,
+    kv_positions: Tensor | None = None,
+    local_axis: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions)
+    call = _call(q, k, v, bias, segment_ids, causal, window, *where)
+    return attention_kernels.bias_backward(call, bias, dout, dlse, out, lse)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, bias, segment_ids, *attributes, q_positions, kv_positions, local_axis = inputs
-    if bias is not None and bias.requires_grad:
-        raise UnsupportedError(
-            "the gradient of a learned attention bias is not computed",
-            hint="detach the bias if it is constant, or keep this attention outside the partitioned region",
-        )
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, bias, segment_ids, *output, q_positions, kv_positions)
     ctx.attributes, ctx.local_axis = attributes, local_axis
@@ -196,14 +241,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, bias, segment_ids, out, lse, *positions = ctx.saved_tensors
-    none = (None,) * (5 + len(ctx.attributes))
+    none = (None,) * (4 + len(ctx.attributes))
     if dout is None and dlse is None:
-        return (None, None, None, *none)
+        return (None, None, None, None, *none)
     dout = torch.zeros_like(out) if dout is None else dout
-    gradients = torch.ops.autosp.attention_backward(
-        dout, dlse, q, k, v, bias, segment_ids, out, lse, *ctx.attributes, *positions, ctx.local_axis
-    )
-    return (*gradients, *none)
+    learned = bias is not None and ctx.needs_input_grad[3]
+    backward = torch.ops.autosp.attention_bias_backward if learned else torch.ops.autosp.attention_backward
+    gradients = backward(dout, dlse, q, k, v, bias, segment_ids, out, lse, *ctx.attributes, *positions, ctx.local_axis)
+    return (*gradients, *none) if learned else (*gradients, None, *none)
 
 
 def _no_second_gradient(ctx: Any, *grads: Tensor | None) -> None:
@@ -243,7 +288,7 @@ def _infer(node: Node) -> TupleType:
         positions = node.arg(f"{name}_positions")
         if isinstance(positions, Value) and not unresolved:
             check_positions(positions.tensor_type, operand.shape[2], node.arg(f"{name}_offset"), name)
-    check_operands(q, k, v, segment_ids, node.arg("window"), node.arg("dropout"))
+    check_operands(q, k, v, segment_ids, node.arg("window"), node.arg("dropout"), node.arg("softcap"))
     if bias is not None:
         lengths = bias.shape[-2:] if unresolved else (q.shape[2], k.shape[2])
         check_bias(bias, (*q.shape[:2], *lengths))
@@ -253,10 +298,13 @@ def _infer(node: Node) -> TupleType:
 
 torch.library.register_fake("autosp::attention", _shape, lib=LIBRARY)
 torch.library.register_fake("autosp::attention_backward", _backward_shape, lib=LIBRARY)
+torch.library.register_fake("autosp::attention_bias_backward", _bias_backward_shape, lib=LIBRARY)
+LIBRARY.impl("attention_bias_backward", _attention_bias_backward, "CompositeExplicitAutograd")
 LIBRARY.impl("attention", _attention, "CompositeExplicitAutograd")
 LIBRARY.impl("attention_backward", _attention_backward, "CompositeExplicitAutograd")
 LIBRARY.impl("attention", _under_autocast("cpu"), "AutocastCPU")
 LIBRARY.impl("attention", _under_autocast("cuda"), "AutocastCUDA")
 torch.library.register_autograd("autosp::attention", _gradient, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd("autosp::attention_backward", _no_second_gradient, lib=LIBRARY)
+for _backward in ("autosp::attention_backward", "autosp::attention_bias_backward"):
+    torch.library.register_autograd(_backward, _no_second_gradient, lib=LIBRARY)
 extend_op(torch.ops.autosp.attention.default, infer=_infer)

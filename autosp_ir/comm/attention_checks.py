@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,15 +22,22 @@ def check(
     segment_ids: Described | None,
     window: object,
     dropout: float,
+    softcap: float | None,
 ) -> None:
     """Refuse what no kernel computes. Symbolic sizes are compared at run time, where they are numbers."""
-    check_operands(q, k, v, segment_ids, window, dropout)
+    check_operands(q, k, v, segment_ids, window, dropout, softcap)
     if bias is not None:
         check_bias(bias, (*q.shape[:3], k.shape[2]))
 
 
 def check_operands(
-    q: Described, k: Described, v: Described, segment_ids: Described | None, window: object, dropout: float
+    q: Described,
+    k: Described,
+    v: Described,
+    segment_ids: Described | None,
+    window: object,
+    dropout: float,
+    softcap: float | None,
 ) -> None:
     """Refuse operands and attributes that no kernel computes, the bias aside."""
     if dropout:
@@ -56,6 +64,10 @@ def check_operands(
         )
     if isinstance(window, int) and window < 1:
         raise UnsupportedError(f"an attention window of {window} sees nothing", hint="use a window of at least 1")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise UnsupportedError(
+            f"attention scores cannot be capped at {softcap}", hint="use a positive softcap, or None for no cap"
+        )
     if segment_ids is not None and (segment_ids.ndim != 2 or segment_ids.dtype.is_floating_point):
         raise UnsupportedError(
             f"segment_ids must be integers of shape [B, S], got {segment_ids.dtype} with {segment_ids.ndim} dimensions",

@@ -43,6 +43,7 @@ class Call:
         q_offset: Global position of the first query.
         kv_offset: Global position of the first key.
         scale: Factor on the scores.
+        softcap: Bounds the scaled scores to `softcap * tanh(scores / softcap)`, in front of bias and masks.
         q_positions: Global positions of the queries, where `q_offset` does not say them.
         kv_positions: Global positions of the keys, where `kv_offset` does not say them.
     """
@@ -57,6 +58,7 @@ class Call:
     q_offset: int
     kv_offset: int
     scale: float
+    softcap: float | None = None
     q_positions: Tensor | None = None
     kv_positions: Tensor | None = None
 
@@ -68,7 +70,7 @@ class Call:
     @property
     def plain(self) -> bool:
         """Full attention, or causal attention of equal lengths at equal offsets, on tensors that are not empty."""
-        if self.bias is not None or self.segment_ids is not None or self.window is not None:
+        if any(x is not None for x in (self.bias, self.segment_ids, self.window, self.softcap)):
             return False
         if self.q.numel() == 0 or self.k.numel() == 0 or self.q.shape[-1] != self.v.shape[-1]:
             return False
@@ -108,6 +110,16 @@ def backward(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Te
     """Compute `(dq, dk, dv)`, contiguous."""
     dq, dk, dv = _select(call, dlse is not None).backward(call, dout, dlse, out, lse)
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
+
+
+def bias_backward(
+    call: Call, bias: Tensor, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute `(dq, dk, dv, dbias)`, contiguous; `dbias` is summed over the dimensions that the bias broadcasts."""
+    dtype = torch.float32 if call.q.dtype in HALF_DTYPES else call.q.dtype
+    dbias = torch.zeros(bias.shape, dtype=dtype, device=bias.device)
+    dq, dk, dv = _blockwise_backward(call, dout, dlse, out, lse, dbias)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous(), dbias.to(bias.dtype)
 
 
 def _select(call: Call, has_dlse: bool) -> Kernel:
@@ -234,7 +246,7 @@ def _blockwise_forward(call: Call) -> tuple[Tensor, Tensor]:
         top = q.new_full((batch, kv_heads, groups, row.stop - row.start, 1), -math.inf)
         total, acc = torch.zeros_like(top), torch.zeros_like(out[..., row, :])
         for column in columns:
-            scores = _scores(call, q, k, row, column)
+            scores = _masked(call, _scores(call, q, k, row, column), row, column)
             new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
             # A row that has seen no key yet has top = -inf: subtract 0, so that exp gives 0 and not NaN.
             shift = new_top.masked_fill(new_top == -math.inf, 0.0)
@@ -249,7 +261,7 @@ def _blockwise_forward(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _blockwise_backward(
-    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+    call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, dbias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = _grouped(call)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -264,7 +276,8 @@ def _blockwise_backward(
     centre, lse = centre.masked_fill(empty, 0.0), lse.masked_fill(empty, math.inf)
     for row, columns in _tiles(call):
         for column in columns:
-            scores = _scores(call, q, k, row, column)
+            free = _scores(call, q, k, row, column)
+            scores = _masked(call, free, row, column)
             dweights = _matmul(dout[..., row, :], v[..., column, :].mT)
             if len(columns) == 1 and dlse is None:
                 # Weights rebuilt from a rounded lse are a fifth less exact than those of whole rows.
@@ -272,7 +285,12 @@ def _blockwise_backward(
                 middle = (weights * dweights).sum(-1, keepdim=True)
             else:
                 weights, middle = torch.exp(scores - lse[..., row, :]), centre[..., row, :]
-            dscores = weights * (dweights - middle) * call.scale
+            dscores = weights * (dweights - middle)
+            if dbias is not None:
+                _add_to_bias(dbias, dscores.flatten(1, 2), row, column)
+            if call.softcap is not None:
+                dscores = dscores * (1 - (free / call.softcap).square())
+            dscores = dscores * call.scale
             dq[..., row, :] += _matmul(dscores, k[..., column, :])
             dk[..., column, :] += _matmul_over_rows(dscores, q[..., row, :])
             dv[..., column, :] += _matmul_over_rows(weights, dout[..., row, :])
@@ -320,8 +338,13 @@ def _tiles(call: Call) -> Iterator[tuple[slice, list[slice]]]:
 
 
 def _scores(call: Call, q: Tensor, k: Tensor, row: slice, column: slice) -> Tensor:
-    """The scaled, biased and masked scores of one tile: [B, Hkv, G, rows, columns]."""
+    """The scaled and capped scores of one tile: [B, Hkv, G, rows, columns]."""
     scores = _matmul(q[..., row, :], k[..., column, :].mT) * call.scale
+    return scores if call.softcap is None else call.softcap * torch.tanh(scores / call.softcap)
+
+
+def _masked(call: Call, scores: Tensor, row: slice, column: slice) -> Tensor:
+    """The scores of one tile with bias and masks."""
     if call.bias is not None:
         bias = _bias_tile(call, call.bias, row, column)
         scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias.to(scores.dtype)
@@ -336,6 +359,14 @@ def _bias_tile(call: Call, bias: Tensor, row: slice, column: slice) -> Tensor:
     heads = (1, 1) if bias.shape[1] == 1 else (-1, call.groups)
     grouped: Tensor = bias.unflatten(1, heads)
     return grouped
+
+
+def _add_to_bias(dbias: Tensor, dscores: Tensor, row: slice, column: slice) -> None:
+    """Add the gradient of one tile of scores, [B, H, rows, columns], to that of the bias."""
+    whole = dbias[(None,) * (4 - dbias.ndim)]
+    tile = whole if whole.shape[2] == 1 else whole[:, :, row]
+    tile = tile if whole.shape[3] == 1 else tile[..., column]
+    tile += dscores.sum_to_size(tile.shape)
 
 
 def _hidden(call: Call, row: slice, column: slice) -> Tensor | None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from autosp_ir.comm import rules  # attaches the rules
+from autosp_ir.comm.rules.attention import unresolved_axes
 from autosp_ir.comm.rules.base import (
     EXACT,
     FILL_OPS,
@@ -158,7 +159,12 @@ def _strict(ctx: RuleContext, outcome: Outcome, flow: GradientFlow) -> Outcome:
     varies = any(not isinstance(p, Invariant) for p in flat(outcome))
     if not varies or not _differentiable(ctx.node.result.type) or ctx.node.op.name in FILL_OPS:
         return outcome
+    # A strategy pass places the bias of attention that is unresolved, and until then nothing runs.
+    waits = ctx.node.is_op("autosp.attention") and ctx.axis in unresolved_axes(ctx.node)
+    waiting = ctx.node.arg("bias") if waits else None
     for value in operands:
+        if value is waiting:
+            continue
         if all(isinstance(p, Invariant) for p in flat(ctx.stored(value))) and flow.reaches(value):
             ctx.fail(f"%{value.name} is Invariant, needs a gradient, and is used in rank-dependent work", _TO_REPLICATE)
     return outcome

@@ -17,6 +17,7 @@ from autosp_ir.ir.program import InputKind, OutputKind, Program
 _COSTED = (
     "aten.mm.default", "aten.bmm.default", "aten.addmm.default", "aten.baddbmm.default",
     "autosp.attention.default", "autosp.attention_backward.default",
+    "autosp.attention_bias_backward.default",
 )  # fmt: skip
 
 

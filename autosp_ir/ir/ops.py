@@ -97,6 +97,7 @@ _AUTOSP_TRAITS = {
     "permute": {Trait.COLLECTIVE},
     "attention": {Trait.PURE, Trait.ATTENTION},
     "attention_backward": {Trait.PURE, Trait.ATTENTION},
+    "attention_bias_backward": {Trait.PURE, Trait.ATTENTION},
 }
 
 

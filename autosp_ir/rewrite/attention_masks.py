@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autosp_ir.analysis.index_values import index_values, used_facts
-from autosp_ir.analysis.masks import MaskForm, mask_form
+from autosp_ir.analysis.masks import MaskForm, form_of, split_mask
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.rewrite.rewriter import Rewriter
@@ -16,7 +16,7 @@ class FoldedMasks:
     """What became of the masks.
 
     Attributes:
-        folded: Attention nodes whose mask became attributes, with what it said.
+        folded: Attention nodes whose mask became attributes, with what it said; a bias beside it stays an operand.
         kept: Attention nodes whose mask stays an operand.
     """
 
@@ -25,7 +25,7 @@ class FoldedMasks:
 
 
 def fold_attention_masks(program: Program, rewriter: Rewriter) -> FoldedMasks:
-    """Replace provable masks of every `autosp.attention` by `causal` and `window`.
+    """Replace provable masks of every `autosp.attention` by `causal` and `window`; a bias behind one stays an operand.
 
     The proof may rest on facts about the example batch; these move to `program.info["batch_facts"]`, which every
     later batch must satisfy.
@@ -44,8 +44,9 @@ def fold_attention_masks(program: Program, rewriter: Rewriter) -> FoldedMasks:
     values = index_values(program)
     rests_on: list[Value] = []
     for node in masked:
-        form = _combined(mask_form(values, node.arg("bias")), node)
-        if form is None:
+        split = split_mask(values, node.arg("bias"))
+        form = None if split is None else _combined(form_of(split[0]), node)
+        if form is None or split is None:
             result.kept.append(node)
             continue
         if not rewriter.allows(node, "masks-folded"):
@@ -54,7 +55,7 @@ def fold_attention_masks(program: Program, rewriter: Rewriter) -> FoldedMasks:
         with rewriter.rewrite():
             rewriter.set_arg(node, "causal", form.causal)
             rewriter.set_arg(node, "window", form.window)
-            rewriter.set_arg(node, "bias", None)
+            rewriter.set_arg(node, "bias", split[1])
         result.folded[node] = form
     program.info["batch_facts"] = {**program.info.get("batch_facts", {}), **used_facts(values, rests_on)}
     return result

@@ -16,7 +16,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.rewrite.rewriter import Rewriter
 
-_ATTRIBUTES = ("segment_ids", "causal", "window", "scale")
+_ATTRIBUTES = ("segment_ids", "causal", "window", "scale", "softcap")
 
 
 def unresolved_attention(program: Program, axis: str) -> list[Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -204,12 +204,30 @@ class PadWalk(TokenWalk):
     def _padded_bias(self, node: Node, bias: Value) -> Value:
         """A bias or mask over padded tokens that hides the padding keys; padding queries read the last row."""
         kind = self.global_type(bias)
-        padded = self.form(bias, INVARIANT, before=node)
-        self.placed.setdefault(padded, INVARIANT)
-        if kind.shape[-2] != 1:
-            padded = self.form(padded, Shard(kind.ndim - 2), before=node)
+        rows, columns = Shard(kind.ndim - 2), Shard(kind.ndim - 1)
         hidden = False if kind.dtype == torch.bool else -math.inf
-        return self.form(padded, Shard(kind.ndim - 1), before=node, fill=hidden)
+        here = self.placement(bias)
+        if here == rows:
+            return self._once(bias, columns, hidden, lambda at: self.enter(bias, columns, fill=hidden, before=at))
+        if here == columns:
+            # Padding columns repeat the last key, and must be hidden.
+            bias = self._once(bias, columns, hidden, lambda at: self._masked(bias, columns.dim, hidden, at))
+        else:
+            bias = self.form(bias, INVARIANT, before=node)
+        if kind.shape[-2] != 1:
+            padded = bias
+            bias = self._once(padded, rows, None, lambda at: self.enter(padded, rows, fill=None, before=at))
+        if here == columns:
+            return bias
+        whole = bias
+        return self._once(whole, columns, hidden, lambda at: self.enter(whole, columns, fill=hidden, before=at))
+
+    def _once(self, value: Value, shard: Shard, fill: float | None, made: Callable[[Node], Value]) -> Value:
+        """A form of a bias, made behind it and shared by all of its readers."""
+        key = (value, shard, f"bias {fill!r}")
+        if key not in self._forms:
+            self._forms[key] = made(self._behind(value, value.producer))
+        return self._forms[key]
 
     def _segments(self, node: Node, segments: Value | None) -> Value:
         """Segment ids `[B, padded]` with the padding rows in a segment of their own."""

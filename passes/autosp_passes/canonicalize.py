@@ -46,4 +46,4 @@ class Canonicalize(Pass):
         masks = fold_attention_masks(program, ctx.rewriter(program))
         ctx.count("masks-folded", len(masks.folded))
         for node in masks.kept:
-            ctx.remark("missed", node, "the mask is not provably causal or a window, so it stays an operand")
+            ctx.remark("missed", node, "the bias or mask is not provably causal or a window, so it stays an operand")

@@ -7,18 +7,19 @@ Keys and values travel unexpanded; where there are fewer of their heads than ran
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
-from autosp_ir.ir.types import Shard
+from autosp_ir.ir.types import INVARIANT, Shard, TensorType
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_passes._token_walk import check_mesh_axis
 
 _HEADS, _TOKENS = 1, 2
-_ATTRIBUTES = ("causal", "window", "q_offset", "kv_offset", "scale", "q_positions", "kv_positions")
+_ATTRIBUTES = ("causal", "window", "q_offset", "kv_offset", "scale", "softcap", "q_positions", "kv_positions")
 
 
 class Ulysses(Pass):
@@ -51,21 +52,46 @@ class Ulysses(Pass):
         axis = self.options.axis or str(program.info.get("sp_axis", "sp"))
         size = check_mesh_axis(ctx, axis, self.name)
         rewriter = ctx.rewriter(program)
+        placed: dict[tuple[Value, str], Value] = {}
         for node in program.find("autosp.attention"):
             if node.arg("q").tensor_type.layout[axis] != Shard(_TOKENS):
                 continue
             if not rewriter.allows(node):
                 continue
-            _Exchange(node, rewriter, axis, size, self.options.fuse == "qkv").run()
+            exchange = _Exchange(node, rewriter, axis, size, self.options.fuse == "qkv", placed)
+            exchange.run()
             ctx.remark("applied", node, f"attention over {axis} by all-to-all, {size} ranks")
+            if exchange.square is not None:
+                ctx.remark("missed", exchange.square, _held(exchange.square.tensor_type))
             ctx.count("attentions", 1)
         rewriter.dead_code()
 
 
-class _Exchange:
-    """The rewrite of one attention node."""
+def _held(bias: TensorType) -> str:
+    """What a bias over pairs of tokens costs."""
+    size = bias.dtype.itemsize * math.prod(bias.shape)
+    shape = ", ".join(map(str, bias.shape))
+    return f"every rank holds a bias [{shape}] of {size} bytes, which grow with the square of the tokens"
 
-    def __init__(self, node: Node, rewriter: Rewriter, axis: str, size: int, fuse: bool) -> None:
+
+class _Exchange:
+    """The rewrite of one attention node.
+
+    Attributes:
+        square: The bias over pairs of tokens that every rank holds, after `run`.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        rewriter: Rewriter,
+        axis: str,
+        size: int,
+        fuse: bool,
+        placed: dict[tuple[Value, str], Value],
+    ) -> None:
+        self.placed = placed
+        self.square: Value | None = None
         self.node, self.rewriter, self.axis, self.size, self.fuse = node, rewriter, axis, size, fuse
         self.q, self.k, self.v = node.arg("q"), node.arg("k"), node.arg("v")
 
@@ -74,7 +100,10 @@ class _Exchange:
         self._check_heads()
         with self.rewriter.before(self.node):
             q, k, v = self._exchanged()
-            extra = {"bias": self._bias(), "segment_ids": self.node.arg("segment_ids")}
+            bias = self._bias()
+            if bias is not None and bias.tensor_type.ndim > 1 and 1 not in bias.tensor_type.shape[-2:]:
+                self.square = bias
+            extra = {"bias": bias, "segment_ids": self.node.arg("segment_ids")}
             attributes = {n: self.node.arg(n) for n in _ATTRIBUTES}
             pair = self._op("autosp.attention", q, k, v, **self._set(extra), **self._set(attributes))
             out = self._back(pair, 0)
@@ -153,9 +182,33 @@ class _Exchange:
     def _bias(self) -> Value | None:
         """The bias that this rank's heads read: a bias with a head dimension follows its heads."""
         bias: Value | None = self.node.arg("bias")
-        if bias is None or bias.tensor_type.ndim < 3:
-            return bias
+        if bias is None:
+            return None
         head_dim = bias.tensor_type.ndim - 3
-        if bias.tensor_type.shape[head_dim] == 1:
+        if head_dim < 0 or bias.tensor_type.shape[head_dim] == 1:
+            return self._once(bias, "whole", self._for_all_heads)
+        return self._once(bias, "heads", lambda value: self._of_own_heads(value, head_dim))
+
+    def _once(self, bias: Value, name: str, place: Callable[[Value], Value]) -> Value:
+        """Attentions that share a bias share its exchange, which stands behind what makes the bias."""
+        if (bias, name) not in self.placed:
+            following = bias.producer.next
+            while following is not None and following.op.kind == "placeholder":
+                following = following.next
+            with self.rewriter.before(following or self.node):
+                self.placed[bias, name] = place(bias)
+        return self.placed[bias, name]
+
+    def _for_all_heads(self, bias: Value) -> Value:
+        """The same for every head: ranks add up what their heads contribute to its gradient."""
+        if not bias.tensor_type.dtype.is_floating_point or bias.tensor_type.layout[self.axis] != INVARIANT:
             return bias
+        return self._op("autosp.invariant_to_replicate", bias, self.axis, self.size)
+
+    def _of_own_heads(self, bias: Value, head_dim: int) -> Value:
+        """Rows that were gathered for this attention trade places with heads instead."""
+        gather = bias.producer
+        rows = gather.is_op("autosp.all_gather") and gather.arg("axis") == self.axis and gather.arg("dim") != head_dim
+        if rows:
+            return self._op("autosp.all_to_all", gather.args[0], head_dim, gather.arg("dim"), self.axis, self.size)
         return self._op("autosp.shard", bias, head_dim, self.axis, self.size)

@@ -231,8 +231,8 @@ def test_attention_that_sdpa_does_not_compute_keeps_its_operators() -> None:
     assert_same_step(model, program, batch)
 
 
-def test_soft_capped_scores_are_refused() -> None:
+def test_attention_sinks_are_refused_where_stock_attention_ignores_them() -> None:
     model, _ = llama(length=16)
     q = torch.randn(1, 8, 16, 4)
-    with pytest.raises(UnsupportedError, match="softcap"):
-        huggingface._attention("layer", model, q, q, q, None, softcap=30.0)
+    with pytest.raises(UnsupportedError, match="s_aux"):
+        huggingface._attention("layer", model, q, q, q, None, s_aux=torch.zeros(8))

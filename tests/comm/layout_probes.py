@@ -348,7 +348,14 @@ def _attention() -> list[Probe]:
     q, k, v = real(2, 4, 4, 2), real(2, 2, 4, 2), real(2, 2, 4, 2)
     out, lse = torch.ops.autosp.attention(q, k, v, causal=True)
     bias = real(1, 1, 4, 4)
+    biased = []
+    for shape in ((4, 4), (1, 4, 1, 4), (2, 4, 4, 4), (2, 1, 1, 4)):
+        learned = real(*shape)
+        both = torch.ops.autosp.attention(q, k, v, learned, softcap=2.0)
+        operands = (real(2, 4, 4, 2), real(2, 4, 4), q, k, v, learned, None, *both)
+        biased.append(Probe("autosp.attention_bias_backward", operands, {"softcap": 2.0}))
     return [
+        *biased,
         Probe("autosp.attention", (q, k, v), {"causal": True}),
         Probe("autosp.attention", (q, k, v, bias)),
         Probe("autosp.attention", (q, k, v, real(2, 4, 4, 4))),

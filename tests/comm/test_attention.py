@@ -28,11 +28,13 @@ def dense(
     q_offset: int = 0,
     kv_offset: int = 0,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention with the whole score matrix; rows without a visible key give 0 and -inf."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     query = torch.arange(q.shape[2])[:, None] + q_offset
     key = torch.arange(k.shape[2])[None] + kv_offset
     visible = torch.ones_like(query - key, dtype=torch.bool)[None, None]
@@ -92,6 +94,14 @@ FORMS: dict[str, dict[str, Any]] = {
     "later queries": {"causal": True, "q_offset": 3},
     "later keys": {"causal": True, "kv_offset": 3},
     "window at offsets": {"causal": True, "window": 4, "q_offset": 9, "kv_offset": 4},
+    "capped": {"softcap": 0.7},
+    "capped, with a window and a bias": {
+        "softcap": 1.5,
+        "scale": 2.0,
+        "causal": True,
+        "window": 4,
+        "bias": torch.linspace(-2, 2, 49, dtype=torch.float64).view(7, 7),
+    },
     "out of sight": {"causal": True, "kv_offset": 20},
     "segments": {"causal": True, "segment_ids": segments(3, 1, 3)},
     "segments at offsets": {"segment_ids": segments(5, 6, 5), "q_offset": 2, "kv_offset": 9},
@@ -125,6 +135,26 @@ def test_agrees_with_dense_attention(form: str, kv_heads: int) -> None:
     for with_lse in (False, True):
         grads, reference = gradients(actual, inputs, with_lse), gradients(expected, inputs, with_lse)
         torch.testing.assert_close(grads, reference, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("tiling")
+@pytest.mark.parametrize("form", ["full", "window", "capped", "segments"])
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (4, 1, 7), (1, 4, 7, 7), (2, 1, 7, 7), (2, 4, 1, 1), (2, 4, 7, 7)])
+def test_gradient_of_a_learned_bias(shape: tuple[int, ...], form: str) -> None:
+    bias = torch.linspace(-2, 2, torch.Size(shape).numel(), dtype=torch.float64).cos().view(shape).requires_grad_()
+    inputs, attributes = tensors(kv_heads=2), FORMS[form]
+    actual, expected = attention(*inputs, bias, **attributes), dense(*inputs, bias=bias, **attributes)
+    for with_lse in (False, True):
+        grads, reference = (gradients(x, [*inputs, bias], with_lse) for x in (actual, expected))
+        torch.testing.assert_close(grads, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_a_learned_bias_keeps_its_dtype_and_hidden_scores_have_no_gradient() -> None:
+    inputs = tensors(dtype=torch.bfloat16)
+    bias = torch.zeros(7, 7, requires_grad=True)
+    out, _ = attention(*inputs, bias, causal=True)
+    (grad,) = torch.autograd.grad(out.float().square().sum(), [bias])
+    assert grad.dtype == torch.float32 and grad.tril(-1).any() and not grad.triu(1).any()
 
 
 def test_blocks_of_keys_merge_into_the_whole() -> None:
@@ -284,12 +314,12 @@ def test_results_are_contiguous_whatever_the_strides() -> None:
     [
         ({"dropout": 0.1}, "dropout"),
         ({"window": 0}, "window"),
+        ({"softcap": 0.0}, "capped at 0.0"),
         ({"k": torch.zeros(2, 3, 7, 4, dtype=torch.float64)}, "do not fit"),
         ({"k": torch.zeros(2, 4, 7, 4)}, "one floating dtype"),
         ({"q": torch.zeros(4, 7, 4, dtype=torch.float64)}, "dimensions"),
         ({"bias": torch.zeros(3, 1, 1, 7)}, "broadcast"),
         ({"bias": torch.zeros(7, dtype=torch.int64)}, "broadcast"),
-        ({"bias": torch.zeros(7, dtype=torch.float64, requires_grad=True)}, "learned attention bias"),
         ({"segment_ids": torch.zeros(2, 7)}, "segment_ids"),
         ({"segment_ids": torch.zeros(2, 6, dtype=torch.int64)}, "cover"),
     ],

@@ -89,6 +89,49 @@ def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
 
+def capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.matmul(q, _repeat(k, 2).transpose(2, 3)) * 2.0
+    scores = torch.tanh(scores / 1.5) * 1.5
+    scores = scores.masked_fill(~_positions(q), float("-inf"))
+    return scores.softmax(-1, dtype=torch.float64) @ _repeat(v, 2)
+
+
+def capped_by_a_tensor(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    bound = torch.tensor(1.5, dtype=q.dtype)
+    scores = bound * torch.tanh(torch.matmul(2.0 * q, _repeat(k, 2).transpose(2, 3)) / bound)
+    return torch.where(_positions(q), scores, torch.finfo(q.dtype).min).softmax(-1) @ _repeat(v, 2)
+
+
+def capped_behind_a_bias(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    distance = torch.arange(q.shape[-2], dtype=q.dtype)
+    scores = q @ _repeat(k, 2).mT + (distance[:, None] - distance).abs()
+    return (torch.tanh(scores / 3) * 3).masked_fill(~_positions(q), -math.inf).softmax(-1) @ _repeat(v, 2)
+
+
+def merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads in the batch from one end to the other, the mask among them."""
+    b, h, s, d = q.shape
+    q3, k3, v3 = (x.reshape(b * h, s, d) for x in (q * d**-0.5, _repeat(k, 2), _repeat(v, 2)))
+    slopes = 0.5 ** torch.arange(1, h + 1, dtype=q.dtype)
+    alibi = (slopes[:, None, None] * torch.arange(s)).repeat(b, 1, 1)
+    scores = torch.baddbmm(alibi, q3, k3.transpose(1, 2), beta=0.5)
+    scores = scores.masked_fill(~_positions(q), -math.inf)
+    return torch.bmm(scores.softmax(-1), v3).view(b, h, s, d)
+
+
+def merged_bias(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A bias beside merged heads, another beside separate ones, a mask of each row and head, a sink."""
+    b, h, s, d = q.shape
+    q3, k3, v3 = (x.reshape(b * h, s, d) for x in (q, _repeat(k, 2), _repeat(v, 2)))
+    one = torch.linspace(-1, 1, b * h, dtype=q.dtype)[:, None, None] * torch.arange(s * s).view(s, s)
+    other = torch.linspace(1, 2, h, dtype=q.dtype)[:, None, None] * torch.ones(s, s, dtype=q.dtype).triu(2)
+    hidden = torch.arange(b * h)[:, None, None] + 1 == torch.arange(s)
+    scores = torch.bmm(q3, k3.mT).add(one).masked_fill(hidden, -math.inf).view(b, h, s, s) + other
+    sink = torch.arange(b * h, dtype=q.dtype)[:, None, None].expand(b * h, s, 1)
+    weights = torch.cat([scores.view(b * h, s, s), sink], -1).softmax(-1)
+    return torch.bmm(weights[..., :s], v3).view(b, h, s, d)
+
+
 def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ _repeat(k, 2).transpose(2, 3)).softmax(-1) @ _repeat(v, 2)
 

@@ -72,6 +72,23 @@ def test_losses_of_cut_logits_read_shifted_labels(name: str, dynamic: bool) -> N
     assert_exact(model, program, batch)
 
 
+@pytest.mark.parametrize("spelling", [spell.capped, spell.capped_by_a_tensor])
+def test_a_bound_on_the_scores_becomes_an_attribute(spelling: spell.Attention) -> None:
+    model, batch = spell.Decoder(spelling), spell.batch()
+    program, _ = canonical(capture(model, batch))
+    (attention,) = program.find("autosp.attention")
+    assert (attention.arg("softcap"), attention.arg("causal"), attention.arg("bias")) == (1.5, True, None)
+    assert "aten.tanh" not in op_names(program)
+    assert_exact(model, program, batch)
+
+
+def test_a_bound_on_biased_scores_stays_as_it_is() -> None:
+    model, batch = spell.Decoder(spell.capped_behind_a_bias), spell.batch()
+    program, _ = canonical(capture(model, batch))
+    assert not program.find("autosp.attention")
+    assert_exact(model, program, batch)
+
+
 def test_a_window_becomes_an_attribute() -> None:
     model, batch = spell.Decoder(spell.windowed), spell.batch()
     program, _ = canonical(capture(model, batch))
@@ -136,11 +153,61 @@ class LearnedBias(spell.Decoder):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias, enable_gqa=True)
 
 
-def test_a_learned_bias_is_left_alone() -> None:
+def test_a_learned_bias_is_an_operand() -> None:
     model, batch = LearnedBias(), spell.batch()
-    program, ctx = canonical(capture(model, batch))
-    assert not program.find("autosp.attention")
-    assert any("learned" in r.message for r in ctx.remarks)
+    program, _ = canonical(capture(model, batch))
+    (node,) = program.find("autosp.attention")
+    assert node.arg("bias").name == "p_bias"
+    assert_exact(model, program, batch)
+
+
+class MaskedBias(LearnedBias):
+    """A learned bias under a mask, in one floating operand."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+
+    def biased(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        later = ~torch.ones(12, 12, dtype=torch.bool).tril()
+        far = torch.arange(12)[:, None] - torch.arange(12) >= 5
+        zero = torch.zeros(12, 12, dtype=q.dtype)
+        bias = {
+            "where": lambda: torch.where(later, torch.finfo(q.dtype).min, self.bias),
+            "filled": lambda: self.bias.masked_fill(later, -torch.inf).contiguous(),
+            "added": lambda: self.bias + zero.masked_fill(later, -torch.inf),
+            "both": lambda: (zero.masked_fill(later, -torch.inf) + self.bias).masked_fill(far, -torch.inf),
+            "unknown": lambda: self.bias.masked_fill(self.bias > 0, -torch.inf),
+        }[self.spelling]()
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
+
+
+@pytest.mark.parametrize("spelling", ["where", "filled", "added", "both"])
+def test_a_mask_over_a_learned_bias_becomes_an_attribute(spelling: str) -> None:
+    model, batch = MaskedBias(spelling), spell.batch()
+    program, _ = canonical(capture(model, batch))
+    (node,) = program.find("autosp.attention")
+    assert node.arg("causal") is True and node.arg("window") == (5 if spelling == "both" else None)
+    assert node.arg("bias").name == "p_bias"
+    assert_exact(model, program, batch)
+
+
+def test_a_mask_that_depends_on_a_learned_bias_stays_in_it() -> None:
+    model, batch = MaskedBias("unknown"), spell.batch()
+    program, _ = canonical(capture(model, batch))
+    (node,) = program.find("autosp.attention")
+    assert node.arg("causal") is False and node.arg("bias").name != "p_bias"
+    assert_exact(model, program, batch)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("spelling", [spell.merged, spell.merged_bias])
+def test_heads_merged_into_the_batch_come_out_again(spelling: spell.Attention, dynamic: bool) -> None:
+    model, batch = spell.Decoder(spelling), spell.batch()
+    program, _ = canonical(capture(model, batch, dynamic=dynamic))
+    (node,) = program.find("autosp.attention")
+    assert node.arg("q").tensor_type.shape[1] == 4 and node.arg("k").tensor_type.shape[1] == 2
+    assert node.arg("causal") is (spelling is spell.merged)
     assert_exact(model, program, batch)
 
 

@@ -27,8 +27,8 @@ OUTCOMES: dict[str, str] = {
     "alibi_bloom": "UnsupportedError: GeLUFunction",
     "alibi_falcon": EXACT,
     "local_attention": EXACT,
-    "t5": "UnsupportedError: position_bias",
-    "t5_encoder": "UnsupportedError: position_bias",
+    "t5": EXACT,
+    "t5_encoder": EXACT,
     "bert": EXACT,
     "bert_padded": EXACT,
     "bert_classifier": GATHERED,
@@ -40,7 +40,7 @@ OUTCOMES: dict[str, str] = {
     "latent_attention": GATHERED,
     "mamba": GATHERED,
     "mamba2": GATHERED,
-    "softcap_gemma2": GATHERED,
+    "softcap_gemma2": EXACT,
     "sinks_gpt_oss": GATHERED,
     "flex_by_hand": "CaptureError: FlexAttention",
 }
@@ -82,9 +82,24 @@ def test_flex_attention_of_transformers_is_captured_as_attention() -> None:
     reference.check(air.PassManager(air.DEFAULT_PIPELINE).run(program, mesh={"sp": 2}).program)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_capped_scores_of_an_odd_length(ranks: int) -> None:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    config = hf.Gemma2Config(
+        vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, sliding_window=4, attn_logit_softcapping=0.5, pad_token_id=0,
+    )  # fmt: skip
+    line = run_line(*language_model(config, 2, 13), ranks)
+    found = [(n.arg("softcap"), n.arg("window"), n.arg("bias")) for n in line.result.program.find("autosp.attention")]
+    assert found == [(0.5, 4, None), (0.5, None, None)] and not line.gathered
+
+
 @pytest.mark.gloo
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_forms_with_masks_and_gathers_over_gloo(backend: str) -> None:
-    names = ["padded_left", "padded_odd_length", "alibi_falcon", "bert_padded", "moe_mixtral"]
+    names = ["padded_left", "padded_odd_length", "alibi_falcon", "bert_padded", "moe_mixtral", "t5"]
+    names += ["softcap_gemma2", "sinks_gpt_oss"]
     for errors in run_ranks(form_errors, 2, names, backend, timeout=300.0):
         assert max(errors) <= 1e-4, dict(zip(names, errors, strict=True))

@@ -66,18 +66,48 @@ def _attention(ctx: RuleContext) -> Outcome:
 
 @rule("autosp.attention_backward")
 def _attention_backward(ctx: RuleContext) -> Outcome:
-    gradients = [v for v in (ctx.arg("dout"), ctx.arg("dlse")) if isinstance(v, Value)]
-    if any(isinstance(ctx.placement(g), Partial) for g in gradients):
-        for gradient in gradients:
-            if not isinstance(ctx.placement(gradient), Partial) and not ctx.is_zero(gradient):
-                ctx.fail(f"%{gradient.name} would be contributed once per rank", NEEDS_SUM)
-        others = [v for v in ctx.tensors if all(v is not g for g in gradients)]
-        if not all(whole(ctx.placement(v)) for v in others):
-            ctx.fail("a partial gradient meets values that are not whole", NEEDS_SUM)
+    if _sums_partial_gradients(ctx):
+        return every(ctx, PARTIAL)
+    return _gradients(ctx, _common(ctx, unresolved=False))
+
+
+@rule("autosp.attention_bias_backward")
+def _attention_bias_backward(ctx: RuleContext) -> Outcome:
+    if _sums_partial_gradients(ctx):
         return every(ctx, PARTIAL)
     placement = _common(ctx, unresolved=False)
+    return (*_gradients(ctx, placement), _bias_gradient(ctx, placement))
+
+
+def _sums_partial_gradients(ctx: RuleContext) -> bool:
+    """Whether the incoming gradient is a partial sum over ranks that otherwise do the same work."""
+    gradients = [v for v in (ctx.arg("dout"), ctx.arg("dlse")) if isinstance(v, Value)]
+    if not any(isinstance(ctx.placement(g), Partial) for g in gradients):
+        return False
+    for gradient in gradients:
+        if not isinstance(ctx.placement(gradient), Partial) and not ctx.is_zero(gradient):
+            ctx.fail(f"%{gradient.name} would be contributed once per rank", NEEDS_SUM)
+    others = [v for v in ctx.tensors if all(v is not g for g in gradients)]
+    if not all(whole(ctx.placement(v)) for v in others):
+        ctx.fail("a partial gradient meets values that are not whole", NEEDS_SUM)
+    return True
+
+
+def _gradients(ctx: RuleContext, placement: Placement) -> tuple[Placement, Placement, Placement]:
     keys = PARTIAL if cut_along_tokens(placement) and _keys_are_whole(ctx) else placement
     return placement, keys, keys
+
+
+def _bias_gradient(ctx: RuleContext, placement: Placement) -> Placement:
+    """A bias that is cut has a gradient cut like it; to one that is whole every rank contributes its part."""
+    bias = ctx.operand("bias")
+    if not isinstance(placement, Shard):
+        return placement
+    here = ctx.placement(bias)
+    own = placement.dim - (4 - bias.tensor_type.ndim)
+    if whole(here) and own >= 0 and bias.tensor_type.shape[own] != 1:
+        ctx.fail(f"the learned bias %{bias.name} must be cut like the queries", "cut it with autosp.shard")
+    return PARTIAL if whole(here) else here
 
 
 @rule("aten.scaled_dot_product_attention")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from autosp_ir.ir.graph import Node, Value
-from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import TensorType
 
 SAME_VALUES = frozenset({"clone", "contiguous", "alias", "lift_fresh_copy"})
@@ -52,22 +51,4 @@ def inactive_dropout(node: Node) -> bool:
     return base(node) in _DROPOUTS and (node.arg("p", 1.0) == 0 or node.arg("train", True) is False)
 
 
-def wants_gradient(program: Program, value: Value) -> bool:
-    """Whether a gradient could flow into `value`: it depends on a parameter or input that asks for one."""
-    trainable = {s.name for s in program.signature.inputs if s.requires_grad}
-    pending, seen = [value], set()
-    while pending:
-        current = pending.pop()
-        kind = tensor(current)
-        if current in seen or base(current.producer) == "detach":
-            continue
-        if kind is not None and not (kind.dtype.is_floating_point or kind.dtype.is_complex):
-            continue
-        seen.add(current)
-        if current.name in trainable:
-            return True
-        pending.extend(current.producer.operands)
-    return False
-
-
-__all__ = ["CASTS", "SAME_VALUES", "base", "inactive_dropout", "permutation", "skip_same", "tensor", "wants_gradient"]
+__all__ = ["CASTS", "SAME_VALUES", "base", "inactive_dropout", "permutation", "skip_same", "tensor"]

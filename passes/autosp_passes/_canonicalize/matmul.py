@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from autosp_passes._canonicalize.match import (
     inactive_dropout,
     permutation,
     tensor,
-    wants_gradient,
 )
-from autosp_passes._canonicalize.scores import Mask, Scores, read_scores
+from autosp_passes._canonicalize.scores import Mask, Scores, read_scores, with_lead
+from autosp_passes._canonicalize.sinks import Sunk, damped, drops_sink, read_sinks, without_row_max
 
 _RESHAPES = ("view", "reshape", "_unsafe_view")
 _PRODUCTS = ("matmul", "bmm")
@@ -44,6 +44,7 @@ class Site:
         proved: The masks and biases that `form` rests on.
         masks: Masks that stay.
         biases: Biases that stay.
+        sunk: The sink that takes part in the softmax.
     """
 
     product: Node
@@ -54,6 +55,7 @@ class Site:
     proved: list[Value]
     masks: list[Mask]
     biases: list[tuple[Value, float]]
+    sunk: Sunk | None = None
 
 
 def rewrite_matmuls(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
@@ -67,7 +69,7 @@ def rewrite_matmuls(program: Program, rewriter: Rewriter, ctx: PassContext) -> N
         site = _site(values, softmax)
         if site is None:
             continue
-        reason = _obstacle(program, site)
+        reason = _obstacle(site)
         if reason is not None:
             ctx.remark("missed", softmax, f"attention stays in separate operators: {reason}")
             continue
@@ -85,16 +87,20 @@ def _site(values: IndexValues, softmax: Node) -> Site | None:
     dim = softmax.arg("dim")
     if not isinstance(dim, int) or kind.ndim not in (3, 4) or dim % kind.ndim != kind.ndim - 1:
         return None
-    product = _product_with_values(softmax)
-    scores = read_scores(values, softmax.args[0]) if product is not None else None
+    sunk = read_sinks(softmax.args[0])
+    product = _product_with_values(softmax, sunk)
+    summed = sunk.scores if sunk is not None else without_row_max(softmax.args[0])
+    scores = read_scores(values, summed) if product is not None else None
     if product is None or scores is None:
         return None
-    return _with_masks(values, Site(product, softmax, scores, product.args[1], MaskForm(False, None), [], [], []))
+    scores = with_lead(values, scores)
+    return _with_masks(values, Site(product, softmax, scores, product.args[1], MaskForm(False, None), [], [], [], sunk))
 
 
-def _product_with_values(softmax: Node) -> Node | None:
-    """The product that alone reads the probabilities, through casts, copies and one reshape."""
+def _product_with_values(softmax: Node, sunk: Sunk | None) -> Node | None:
+    """The product that alone reads the probabilities, through casts, copies, a reshape and the cut behind a sink."""
     node = softmax
+    whole = sunk is None
     while True:
         readers = node.users
         if len(readers) != 1:
@@ -102,7 +108,10 @@ def _product_with_values(softmax: Node) -> Node | None:
         previous, node = node, readers[0]
         name = base(node)
         if name in _PRODUCTS:
-            return node if node.args[0] is previous.result and node.args[1] is not previous.result else None
+            return node if whole and node.args[0] is previous.result and node.args[1] is not previous.result else None
+        if sunk is not None and not whole and drops_sink(node, sunk):
+            whole = True
+            continue
         same = name in SAME_VALUES or name in CASTS or name in _RESHAPES or inactive_dropout(node)
         if not same or node.args[0] is not previous.result:
             return None
@@ -138,7 +147,7 @@ def _dtype(site: Site) -> torch.dtype:
     return site.softmax.args[0].tensor_type.dtype if isinstance(site.softmax.args[0], Value) else torch.float32
 
 
-def _obstacle(program: Program, site: Site) -> str | None:
+def _obstacle(site: Site) -> str | None:
     q, kt, v = (tensor(x) for x in (site.scores.q, site.scores.kt, site.v))
     if q is None or kt is None or v is None or len({q.dtype, kt.dtype, v.dtype}) > 1:
         return "queries, keys and values differ in dtype"
@@ -148,8 +157,6 @@ def _obstacle(program: Program, site: Site) -> str | None:
         return "heads or batch are broadcast"
     if q.ndim == 3 and len({q.shape[0], kt.shape[0], v.shape[0]}) > 1:
         return "batch is broadcast"
-    if any(wants_gradient(program, bias) for bias, _ in site.biases):
-        return "its bias is learned"
     lowest = torch.finfo(_dtype(site)).min
     if any(m.fill > lowest for m in site.masks):
         return "a mask that is not provably causal fills with a finite number, so fully masked rows would differ"
@@ -165,8 +172,13 @@ def _attention(rewriter: Rewriter, site: Site) -> Value:
         operands = [_four_dims(rewriter, x, scores.lead) for x in (q, k, v)]
         bias = _operand(rewriter, site)
         attributes = {"causal": site.form.causal, "window": site.form.window, "scale": scores.scale}
+        attributes |= {} if scores.softcap is None else {"softcap": scores.softcap}
         both = rewriter.create("autosp.attention", (*operands, bias), attributes, name="attention")
-        (out,) = rewriter.unpack(both, 1)
+        if site.sunk is None:
+            (out,) = rewriter.unpack(both, 1)
+        else:
+            out, lse = rewriter.unpack(both, 2)
+            out = damped(rewriter, out, lse, _beside_heads(rewriter, site.sunk.sink, scores))
         wanted = site.product.result.tensor_type
         return out if wanted.ndim == 4 else _three_dims(rewriter, out, scores.lead)
 
@@ -210,18 +222,30 @@ def _operand(rewriter: Rewriter, site: Site) -> Value | None:
     """The masks and biases that stay, as one operand that broadcasts to `[B, H, Sq, Skv]`."""
     bias: Value | None = None
     for value, factor in site.biases:
+        value = _beside_heads(rewriter, value, site.scores)
         scaled = value if factor == 1.0 else rewriter.create("aten.mul.Tensor", (value, factor))
         bias = scaled if bias is None else rewriter.create("aten.add.Tensor", (bias, scaled))
-    exact = [m for m in site.masks if m.fill == -math.inf]
-    for mask in site.masks:
-        if mask in exact and bias is None and len(exact) == len(site.masks):
-            continue
+    masks = [replace(m, where=_beside_heads(rewriter, m.where, site.scores)) for m in site.masks]
+    if bias is None and masks and all(m.fill == -math.inf for m in masks):
+        return _conjunction(rewriter, masks)
+    for mask in masks:
         bias = _filled(rewriter, site, mask, bias)
-    if bias is None and exact:
-        bias = _conjunction(rewriter, exact)
-    if bias is not None and site.scores.lead is None and site.scores.q.tensor_type.ndim == 3:
-        return rewriter.create("aten.unsqueeze", (bias, 1)) if bias.tensor_type.ndim == 3 else bias
     return bias
+
+
+def _beside_heads(rewriter: Rewriter, value: Value, scores: Scores) -> Value:
+    """What meets scores of three dimensions, as it meets `[B, H, Sq, Skv]`."""
+    kind = value.tensor_type
+    if kind.ndim != 3 or scores.q.tensor_type.ndim != 3:
+        return value
+    if scores.lead is None:
+        return rewriter.create("aten.unsqueeze", (value, 1))
+    batch, heads = scores.lead
+    if kind.shape[0] != batch * heads:
+        return value
+    # One extent of the two at most is symbolic here, and `unflatten` infers it.
+    extents = [extent if isinstance(extent, int) else -1 for extent in scores.lead]
+    return rewriter.create("aten.unflatten.int", (value, 0, extents))
 
 
 def _filled(rewriter: Rewriter, site: Site, mask: Mask, bias: Value | None) -> Value:

@@ -1,4 +1,4 @@
-"""Reading `softmax(scale * q @ k.T + mask)` backwards, from the softmax to the product."""
+"""Reading `softmax(softcap * tanh(scale * q @ k.T / softcap) + mask)` backwards, from the softmax to the product."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from autosp_ir.analysis.index_domain import Affine
 from autosp_ir.analysis.index_values import IndexValues
 from autosp_ir.ir.graph import Value
-from autosp_passes._canonicalize.match import CASTS, SAME_VALUES, base, tensor
+from autosp_passes._canonicalize.match import CASTS, SAME_VALUES, base, permutation, tensor
 
 _RESHAPES = ("view", "reshape", "_unsafe_view")
 
@@ -39,6 +39,7 @@ class Scores:
         kt: `[…, D, Skv]`.
         lead: The batch dimensions of the scores when they differ from the product's (`[B*H]` seen as `[B, H]`).
         scale: Factor on the product.
+        softcap: Bound on the scaled product.
         biases: Added values, each with its factor.
         masks: Replaced scores.
     """
@@ -47,6 +48,7 @@ class Scores:
     kt: Value
     lead: tuple[Any, ...] | None = None
     scale: float = 1.0
+    softcap: float | None = None
     biases: tuple[tuple[Value, float], ...] = field(default=())
     masks: tuple[Mask, ...] = field(default=())
 
@@ -68,6 +70,8 @@ def read_scores(values: IndexValues, scores: Value) -> Scores | None:
         return _biased_product(values, scores)
     if name in ("mul", "div"):
         return _scaled(values, scores)
+    if name == "tanh":
+        return _capped(values, scores)
     if name == "add":
         return _biased(values, scores)
     if name in ("masked_fill", "where"):
@@ -96,13 +100,22 @@ def _scaled(values: IndexValues, scores: Value) -> Scores | None:
 
 
 def _times(scores: Scores, factor: float) -> Scores:
-    """All of the scores times a positive factor."""
+    """Scores times a positive `f`: `f * c * tanh(s * x / c)` has the cap `f * c` and the scale `f * s`."""
     return replace(
         scores,
         scale=scores.scale * factor,
+        softcap=None if scores.softcap is None else scores.softcap * factor,
         biases=tuple((bias, f * factor) for bias, f in scores.biases),
         masks=tuple(replace(m, fill=m.fill * factor) for m in scores.masks),
     )
+
+
+def _capped(values: IndexValues, scores: Value) -> Scores | None:
+    """`tanh` of a scaled product: scores capped at 1, until a factor behind it says otherwise."""
+    inner = read_scores(values, scores.producer.args[0])
+    if inner is None or inner.biases or inner.masks or inner.softcap is not None:
+        return None
+    return replace(inner, softcap=1.0)
 
 
 def _biased(values: IndexValues, scores: Value) -> Scores | None:
@@ -148,15 +161,43 @@ def _with_mask(values: IndexValues, inside: Any, where: Any, visible: bool, fill
 
 
 def _reshaped(values: IndexValues, scores: Value) -> Scores | None:
-    """`[B*H, Sq, Skv]` seen as `[B, H, Sq, Skv]`, directly on the product."""
+    """`[B*H, Sq, Skv]` seen as `[B, H, Sq, Skv]`, or back again; what was added so far keeps its own dimensions."""
     node = scores.producer
     inner_type, outer_type = tensor(node.args[0]), tensor(scores)
     inner = read_scores(values, node.args[0])
-    if inner is None or inner_type is None or outer_type is None or inner.lead or inner.biases or inner.masks:
+    if inner is None or inner_type is None or outer_type is None:
         return None
-    if (inner_type.ndim, outer_type.ndim) != (3, 4) or inner_type.shape[1:] != outer_type.shape[2:]:
+    if inner_type.shape == outer_type.shape:
+        return inner
+    if {inner_type.ndim, outer_type.ndim} != {3, 4} or inner_type.shape[-2:] != outer_type.shape[-2:]:
         return None
-    return replace(inner, lead=outer_type.shape[:2])
+    lead = (outer_type if outer_type.ndim == 4 else inner_type).shape[:2]
+    return replace(inner, lead=lead) if inner.lead in (None, lead) else None
 
 
-__all__ = ["Mask", "Scores", "number_of", "read_scores"]
+def with_lead(values: IndexValues, scores: Scores) -> Scores:
+    """Scores of `[B*H, S, D]` operands, with the heads that an operand had before they were merged into the batch."""
+    if scores.lead is not None or scores.q.tensor_type.ndim != 3:
+        return scores
+    leads = (_lead(values, scores.q), _lead(values, scores.kt))
+    return replace(scores, lead=next((lead for lead in leads if lead is not None), None))
+
+
+def _lead(values: IndexValues, value: Value) -> tuple[Any, ...] | None:
+    batch = value.tensor_type.shape[0]
+    while True:
+        node = value.producer
+        name = base(node)
+        scaled = name in ("mul", "div") and number_of(values, node.args[1]) is not None
+        turned = permutation(node) == [0, 2, 1]
+        if not (name in _RESHAPES or name in SAME_VALUES or name in CASTS or turned or scaled):
+            return None
+        if not isinstance(node.args[0], Value):
+            return None
+        value = node.args[0]
+        shape = value.tensor_type.shape
+        if len(shape) == 4:
+            return shape[:2] if shape[0] * shape[1] == batch and name in _RESHAPES else None
+
+
+__all__ = ["Mask", "Scores", "number_of", "read_scores", "with_lead"]

@@ -11,7 +11,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.pipeline.base import PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
-from autosp_passes._canonicalize.match import tensor, wants_gradient
+from autosp_passes._canonicalize.match import tensor
 
 _ARGUMENTS: dict[str, Any] = {
     "query": None,
@@ -31,7 +31,7 @@ def rewrite_sdpa(program: Program, rewriter: Rewriter, ctx: PassContext) -> None
         if not _is_sdpa(node):
             continue
         call = _call(node)
-        reason = _obstacle(program, call)
+        reason = _obstacle(call)
         if reason is not None:
             ctx.remark("missed", node, f"attention stays as it is: {reason}")
             continue
@@ -54,7 +54,7 @@ def _call(node: Node) -> dict[str, Any]:
     return {**_ARGUMENTS, **dict(zip(_ARGUMENTS, node.args, strict=False)), **node.kwargs}
 
 
-def _obstacle(program: Program, call: dict[str, Any]) -> str | None:
+def _obstacle(call: dict[str, Any]) -> str | None:
     """Why a call cannot become `autosp.attention`; None when it can."""
     if call["dropout_p"] != 0:
         raise UnsupportedError(
@@ -71,10 +71,7 @@ def _obstacle(program: Program, call: dict[str, Any]) -> str | None:
         return f"{q.shape[1]} query heads do not fit {k.shape[1]} key and {v.shape[1]} value heads"
     if len({t.shape[0] for t in (q, k, v)}) > 1 or k.shape[-2] != v.shape[-2]:
         return "batch or key lengths are broadcast"
-    mask = call["attn_mask"]
-    if isinstance(mask, Value) and wants_gradient(program, mask):
-        return "its mask is learned"
-    mask_type = tensor(mask)
+    mask_type = tensor(call["attn_mask"])
     return "its mask has more dimensions than the scores" if mask_type and mask_type.ndim > q.ndim else None
 
 

@@ -3,6 +3,7 @@
 from functools import cache
 
 import pytest
+import torch
 from example_model import batch, model
 
 import autosp_ir as air
@@ -32,6 +33,29 @@ def test_loss_and_gradients_are_the_dense_models(
         lowered = air.PassManager(REST).run(result.program).program
         assert lowered.stage is air.Stage.LOWERED
         reference.check(lowered)
+
+
+class Biased(torch.nn.Module):
+    """One attention with a learned bias that broadcasts to the scores."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.bias = torch.nn.Embedding(29, 16), torch.nn.Parameter(torch.randn(*shape))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Ids `[B, 27]` to a scalar."""
+        q = self.embed(input_ids).unflatten(2, (4, 4)).transpose(1, 2)
+        out = torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=self.bias)
+        return out.transpose(1, 2).flatten(2).square().mean()
+
+
+@pytest.mark.parametrize("shape", [(27, 27), (1, 4, 27, 27), (4, 1, 27), (2, 1, 1, 27)], ids=str)
+def test_a_learned_bias_beside_gathered_keys(shape: tuple[int, ...]) -> None:
+    ids = torch.arange(54).remainder(29).view(2, 27)
+    reference = air.testing.DenseReference.of(Biased(*shape), {"input_ids": ids})
+    pipeline = f"{FORWARD.format(strategy='all-gather-kv')},{REST}"
+    reference.check(air.PassManager(pipeline).run(reference.program, mesh={"sp": 4}).program)
 
 
 def test_what_is_sent() -> None:

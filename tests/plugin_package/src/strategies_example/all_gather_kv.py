@@ -42,6 +42,8 @@ class AllGatherKV(air.Pass):
                 bias = node.arg("bias")
                 if bias is not None and bias.tensor_type.ndim > 1 and bias.tensor_type.shape[-2] != 1:
                     bias = rewriter.create("autosp.shard", (bias, bias.tensor_type.ndim - 2, axis, size))
+                elif bias is not None and bias.tensor_type.dtype.is_floating_point:
+                    bias = rewriter.create("autosp.invariant_to_replicate", (bias, axis, size))
                 both = rewriter.create("autosp.attention", (q, k, v, bias), arguments)
                 out, lse = (rewriter.create("operator.getitem", (both, index)) for index in (0, 1))
             air.replace_attention(rewriter, node, out, lse)
