@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-report bench-gpu notebooks clean
+.PHONY: help setup demo test check support bench bench-report bench-gpu notebooks clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ check: setup  ## lint, format, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+support: setup  ## examine every architecture of the tests and write docs/support.md (minutes)
+	$(ONE_THREAD) $(BIN)/python -m tests.doctor.support_page
 
 bench: setup  ## time capture, passes and steps on this machine
 	$(BIN)/python -m benchmarks

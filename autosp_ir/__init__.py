@@ -7,7 +7,7 @@ Example:
     >>> simulated = autosp_ir.simulate(result.program, batch)
 """
 
-from autosp_ir import instruments, testing
+from autosp_ir import doctor, instruments, testing
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.analysis.token_axis import token_factors
 from autosp_ir.capture.fx_import import import_graph
@@ -131,6 +131,7 @@ __all__ = [
     "bisect",
     "capture",
     "catalogue",
+    "doctor",
     "emit",
     "explain",
     "failed_passes",

@@ -1,4 +1,4 @@
-"""The command line: `autosp-ir demo | capture | opt | passes | new-pass | report`."""
+"""The command line: `autosp-ir demo | capture | opt | doctor | passes | new-pass | report`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from autosp_ir import cli_authoring, cli_report
+from autosp_ir.cli_doctor import doctor
 from autosp_ir.cli_io import captured, write
 from autosp_ir.cli_opt import opt
 from autosp_ir.errors import AutoSPError
@@ -17,6 +18,7 @@ from autosp_ir.errors import AutoSPError
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Sequence-parallel training as IR passes.")
 _console = Console()
 app.command()(opt)
+app.command()(doctor)
 cli_authoring.register(app)
 cli_report.register(app)
 
@@ -62,7 +64,7 @@ def demo(
 
 @app.command()
 def capture(
-    model: Annotated[str, typer.Argument(help="package.module:factory returning (model, batch).")],
+    model: Annotated[str, typer.Argument(help="config.json, or package.module:factory returning (model, batch).")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the IR here, not to the screen.")] = None,
     dynamic: Annotated[bool, typer.Option(help="Keep the sequence length symbolic.")] = False,
     as_json: Json = False,

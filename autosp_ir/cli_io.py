@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from autosp_ir._torch_compat import pytree_map
 from autosp_ir.errors import AutoSPError, CaptureError, PipelineError
 from autosp_ir.ir.program import Program
+
+CONFIG_SUFFIX = ".json"
 
 
 def read_mesh(text: str) -> dict[str, int]:
@@ -25,7 +33,7 @@ def read_mesh(text: str) -> dict[str, int]:
 
 
 def read_source(text: str) -> Program:
-    """The program in an IR file, or the one captured from `package.module:factory`.
+    """The program in an IR file, or the one captured from a `config.json` or `package.module:factory`.
 
     Raises:
         ParseError: The file is no IR text. CaptureError when the model cannot be captured.
@@ -33,19 +41,65 @@ def read_source(text: str) -> Program:
     from autosp_ir.ir.text import parse
 
     path = Path(text)
-    return parse(path.read_text(encoding="utf-8")) if path.is_file() else captured(text, dynamic=False)
+    if path.is_file() and path.suffix != CONFIG_SUFFIX:
+        return parse(path.read_text(encoding="utf-8"))
+    return captured(text, dynamic=False)
 
 
 def captured(spec: str, dynamic: bool) -> Program:
-    """Capture what a factory returns.
+    """Capture the model that `read_model` gives.
 
     Raises:
-        CaptureError: There is no such factory, or its model cannot be captured.
+        CaptureError: There is no such model, or it cannot be captured.
     """
     from autosp_ir.capture.program import capture as capture_model
 
-    model, batch = _factory(spec)()
+    model, batch = read_model(spec)
     return capture_model(model, batch, dynamic=dynamic)
+
+
+def read_model(
+    spec: str,
+    length: int | None = None,
+    dtype: torch.dtype | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, Any]:
+    """The model and batch of a transformers `config.json`, or those that `package.module:factory` returns.
+
+    Args:
+        spec: A path ending in `.json`, or a factory.
+        length: Tokens per sequence; a factory must take `length`. None leaves it to them.
+        dtype: Of floating-point weights and inputs; None leaves them as they are.
+        overrides: Entries of the config to replace.
+
+    Raises:
+        CaptureError: There is no such file or factory, or it does not take what is asked for.
+    """
+    if spec.endswith(CONFIG_SUFFIX):
+        from autosp_ir.capture.from_config import model_from_config
+
+        lengths = {} if length is None else {"length": length}
+        return model_from_config(spec, dtype=dtype, overrides=overrides, **lengths)
+    if overrides:
+        raise CaptureError(f"{spec!r} is a factory, which has no config entries", hint="leave --set out")
+    model, batch = _built(spec, length)
+    if dtype is None:
+        return model, batch
+    return model.to(dtype), pytree_map(lambda leaf: _cast(leaf, dtype), batch)
+
+
+def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _built(spec: str, length: int | None) -> tuple[nn.Module, Any]:
+    factory = _factory(spec)
+    if length is not None and "length" not in inspect.signature(factory).parameters:
+        raise CaptureError(f"{spec!r} takes no length", hint="leave --length out, or let factory(length) take one")
+    made = factory() if length is None else factory(length=length)
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        return made
+    raise CaptureError(f"{spec!r} returned {type(made).__name__}", hint="return (model, batch), a module and its batch")
 
 
 def load(source: str) -> None:
@@ -83,9 +137,9 @@ def write(program: Program, output: Path | None, as_json: bool) -> None:
 
 def _factory(spec: str) -> Any:
     module_name, colon, attribute = spec.partition(":")
-    hint = "write package.module:factory, where factory() returns (model, batch)"
+    hint = "give a config.json, or package.module:factory where factory() returns (model, batch)"
     if not colon:
-        raise CaptureError(f"{spec!r} is neither an IR file nor a factory", hint=hint)
+        raise CaptureError(f"{spec!r} is neither a file nor a factory", hint=hint)
     sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module_name), attribute)
@@ -93,4 +147,4 @@ def _factory(spec: str) -> Any:
         raise CaptureError(f"{spec!r} cannot be loaded: {error}", hint=hint) from error
 
 
-__all__ = ["captured", "load", "read_mesh", "read_source", "write"]
+__all__ = ["captured", "load", "read_mesh", "read_model", "read_source", "write"]

@@ -31,7 +31,8 @@ _DEBUG = "Find a wrong pass"
 
 def opt(
     program: Annotated[
-        str | None, typer.Argument(help="IR text file, or package.module:factory returning (model, batch).")
+        str | None,
+        typer.Argument(help="IR file, config.json, or package.module:factory returning (model, batch)."),
     ] = None,
     pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Passes by name, or a .toml or .json file.")] = "",
     mesh: Annotated[

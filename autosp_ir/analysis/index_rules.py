@@ -268,7 +268,8 @@ def _one(value: Value, dim: int) -> bool:
 def _concatenated(values: IndexValues, node: Node) -> IndexValue | None:
     """A part in front that continues the range behind it."""
     parts, dim = node.args[0], int(node.arg("dim", 0))
-    if len(parts) != 2:
+    # An empty vector joins tensors of any rank, as torch has it.
+    if len(parts) != 2 or parts[0].tensor_type.ndim != parts[1].tensor_type.ndim:
         return None
     front, behind = values.of(parts[0]), values.of(parts[1])
     length = parts[0].tensor_type.shape[dim]

@@ -36,6 +36,7 @@ from autosp_ir.errors import CaptureError
 LossFn = Callable[[Any, Any], Tensor]
 _SUGGESTED_RANGE = re.compile(r"S = Dim\('S'(?:, min=(\d+))?(?:, max=(\d+))?\)")
 _EXCLUDED_LENGTH = re.compile(r"range (?P<low>\d+) <= S <= (?P<high>\d+) satisfy .* != (?P<length>\d+)")
+_UNBACKED = ("u", "zu", "zf")
 _RANGE_ATTEMPTS = 3
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "OptimizedModule")
 
@@ -218,7 +219,10 @@ def _structure(step: _Step) -> Structure:
 
 def _range(program: ExportedProgram) -> tuple[int, int | None]:
     """Smallest and largest value of the sequence symbol."""
-    for bounds in program.range_constraints.values():
+    for symbol, bounds in program.range_constraints.items():
+        # Numbers read from tensors are symbols too; their shapes are refused elsewhere, and their checks dropped.
+        if str(symbol).startswith(_UNBACKED):
+            continue
         upper = int(bounds.upper) if bounds.upper.is_Integer else None
         return int(bounds.lower), upper
     return 1, None

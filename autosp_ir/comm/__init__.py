@@ -5,4 +5,5 @@ Importing this package registers `torch.ops.autosp.*`.
 
 from autosp_ir.comm import attention as attention
 from autosp_ir.comm import chunks as chunks
+from autosp_ir.comm import grouped_products as grouped_products
 from autosp_ir.comm import ops as ops

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
@@ -104,8 +105,11 @@ class DenseReference:
             settings = {"seq_dims": like.seq_dims, "outputs": like.output_names, "loss_fn": like.loss_fn} | settings
         with like.autocast.entered() if like is not None else contextlib.nullcontext():
             program = capture(model, batch, **settings)
-        eager = run_eagerly(model, program.capture, batch)
-        own = simulate(program, batch, tangents=eager.tangents)
+        # Attention as it is defined. torch's CPU kernel recomputes probabilities from their logarithmic sum, which a
+        # query that attends to nothing loses to rounding when its mask adds a large finite number: wrong gradients.
+        with sdpa_kernel(SDPBackend.MATH):
+            eager = run_eagerly(model, program.capture, batch)
+            own = simulate(program, batch, tangents=eager.tangents)
         tangents = {name: tangent.double() for name, tangent in eager.tangents.items()}
         # The joint program of the first run is promoted: differentiating again would take most of the time.
         wide = simulate(promote(own.program), promote_batch(batch), tangents=tangents)

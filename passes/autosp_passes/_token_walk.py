@@ -17,6 +17,7 @@ from typing import Any
 import sympy
 
 from autosp_ir.analysis.token_axis import TokenFactors, token_factors, what_if
+from autosp_ir.comm.rules.base import FILL_OPS
 from autosp_ir.errors import PassError, UnsupportedError
 from autosp_ir.ir.graph import Node, Value, map_values
 from autosp_ir.ir.ops import Trait
@@ -142,7 +143,10 @@ class TokenWalk(ABC):
             self._needs_grad[node.result] = node.name in trainable
             return
         kind = node.result.type
-        differentiable = not isinstance(kind, TensorType) or kind.dtype.is_floating_point
+        # What a filled tensor reads is a shape alone.
+        differentiable = node.op.name not in FILL_OPS and (
+            not isinstance(kind, TensorType) or kind.dtype.is_floating_point
+        )
         self._needs_grad[node.result] = differentiable and any(self.needs_grad(v) for v in node.operands)
 
     def _visit_getitem(self, node: Node) -> None:

@@ -199,3 +199,11 @@ def test_facts_are_inherited() -> None:
     assert values.facts[mask] == {"x"}
     del program.info["example_facts"]
     assert mask_form(index_values(program), mask) is None
+
+
+def test_an_empty_vector_joined_to_a_matrix_is_no_range() -> None:
+    def joined(x: Tensor) -> Tensor:
+        return torch.cat([x.new_empty(0), _i(x)[None]], dim=1)
+
+    program = _program(joined, False)
+    assert_true_of(index_values(program), program, 8)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autosp_ir.capture.facts import facts_of
+from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.outputs import choose_outputs, describe_output, keep, rebuild
 from autosp_ir.capture.program import capture
 from autosp_ir.capture.seq_dims import resolve_seq_dims
@@ -228,3 +229,18 @@ def test_batches_that_do_not_fit_are_refused() -> None:
         capture(Nested(), {"features": {}})
     with pytest.raises(CaptureError, match="not set"):
         capture(model, {1, 2})  # type: ignore[arg-type]
+
+
+class ChecksIds(nn.Module):
+    def forward(self, ids: Tensor) -> Tensor:
+        torch._check(ids.max().item() <= 96)
+        return ids * 2
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_number_that_the_model_reads_is_not_taken_for_the_length(dynamic: bool) -> None:
+    ids = torch.arange(12).reshape(1, 12)
+    program = capture(ChecksIds(), (ids,), dynamic=dynamic)
+    assert isinstance(program.capture, CaptureInfo)
+    low, high = program.capture.seq_range
+    assert 1 <= low <= 12 and (high is None or high >= 12)
