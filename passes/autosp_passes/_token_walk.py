@@ -335,9 +335,9 @@ class TokenWalk(ABC):
         sizes = node.arg(name)
         dim = shard.dim
         if node.is_op("aten.unflatten.int"):
-            dim -= node.arg("dim") % self.global_type(node.operands[0]).ndim
+            dim -= node.arg("dim") % node.operands[0].tensor_type.ndim
         if not isinstance(sizes, tuple | list):
-            split = node.arg("dim") % self.global_type(node.operands[0]).ndim
+            split = node.arg("dim") % node.operands[0].tensor_type.ndim
             if split == shard.dim:
                 self.rewriter.set_args(node, *node.with_arg(name, self.scaled(sizes, before=node)))
             return

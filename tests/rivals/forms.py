@@ -167,6 +167,18 @@ def bert() -> Built:
 
 
 @form
+def mpnet() -> Built:
+    model = hf.MPNetForMaskedLM(hf.MPNetConfig(vocab_size=VOCAB, **_BERT))
+    return model, {"input_ids": tokens(2, 15, 0), "labels": tokens(2, 15, 1)}
+
+
+@form
+def disentangled_deberta() -> Built:
+    config = hf.DebertaV2Config(vocab_size=VOCAB, **_BERT, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    return hf.DebertaV2ForMaskedLM(config), {"input_ids": tokens(2, LENGTH, 0), "labels": tokens(2, LENGTH, 1)}
+
+
+@form
 def bert_padded() -> Built:
     model, batch = bert()
     return model, {**batch, "attention_mask": padding("right")}

@@ -29,6 +29,8 @@ OUTCOMES: dict[str, str] = {
     "local_attention": EXACT,
     "t5": EXACT,
     "t5_encoder": EXACT,
+    "mpnet": EXACT,
+    "disentangled_deberta": GATHERED,
     "bert": EXACT,
     "bert_padded": EXACT,
     "bert_classifier": GATHERED,
