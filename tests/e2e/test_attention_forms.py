@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+import autosp_ir as air
 from autosp_ir.ir.types import Shard
-from tests.e2e.attention_forms import FORMS, KeptSink, Relative, batch
+from tests.e2e.attention_forms import FORMS, LONGEST, Biased, KeptSink, Relative, batch
 from tests.e2e.line import check_dynamic
 from tests.models.batches import tokens
 from tests.passes import attention_spellings as spell
@@ -42,6 +43,17 @@ def test_a_bias_per_head_follows_its_heads_once() -> None:
     bias = {n.arg("bias") for n in line.result.program.find("autosp.attention")}
     assert [b.tensor_type.shape for b in bias] == [(1, 1, 16, 16)], "both read one exchange, of one head"
     assert any("[1, 1, 16, 16] of 1024 bytes" in r.message for r in line.result.remarks)
+
+
+def test_a_bias_whose_gradient_would_stay_partial_is_refused() -> None:
+    program = air.capture(Biased(LONGEST, LONGEST), batch(16))
+    resolved = air.PassManager("canonicalize,token-partition,ulysses").run(program, mesh={"sp": 2}).program
+    (node,) = resolved.find("autosp.attention")
+    entry = node.arg("bias").producer
+    assert entry.op.name == "autosp.invariant_to_replicate"
+    with pytest.raises(air.LayoutError, match="needs a gradient"):
+        air.Rewriter(resolved, "wrong").set_arg(node, "bias", entry.operands[0])
+        resolved.verify()
 
 
 @pytest.mark.parametrize(("ranks", "length", "target"), [(2, 15, 15), (4, 14, 14), (2, 16, 9)])

@@ -15,6 +15,8 @@ SHARDED = frozenset(
         "classes_second",
         "log_probabilities",
         "mean_squares",
+        "distance_bias",
+        "learned_bias",
         "divergence",
         "binary_targets",
         "large_logits_penalty",
