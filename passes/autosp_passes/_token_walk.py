@@ -350,7 +350,7 @@ class TokenWalk(ABC):
         """Re-infer the local type and check it against the global one: a wrong size must not pass."""
         result = self.placed[node.result]
         inferred = self.program.infer(node)
-        node.result.type = self.typed(inferred, result)
+        self.rewriter.set_type(node.result, self.typed(inferred, result))
         twin = self.twin[node].result.type
         kinds = inferred.elements if isinstance(inferred, TupleType) else (inferred,)
         wholes = twin.elements if isinstance(twin, TupleType) else (twin,)
