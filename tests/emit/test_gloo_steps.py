@@ -23,6 +23,16 @@ def test_one_step_equals_dense(world: int, backend: str) -> None:
             assert gradient <= _TOLERANCE, (case, gradient)
 
 
+def test_chunks_of_heads_and_tokens_equal_dense() -> None:
+    pipeline = (
+        "canonicalize,pad-tokens{multiple=4},token-partition,ulysses,head-chunk,tile{wide=1.5},differentiate,remat,"
+        "grad-sync,lower-comm"
+    )
+    cases = [(name, {"length": 33}, {"pipeline": pipeline, "backend": "aot_eager"}) for name in ("llama-mha", "gpt2")]
+    for errors in run_ranks(steps.step_errors, 2, cases, timeout=500.0):
+        assert max(max(pair) for pair in errors) <= _TOLERANCE, errors
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_ten_optimizer_steps_stay_with_dense(backend: str) -> None:
     for errors in run_ranks(steps.training_errors, 2, "llama-gqa", backend, timeout=500.0):
