@@ -18,7 +18,7 @@ from autosp_ir._torch_compat import OpOverload
 from autosp_ir.capture.autocast import Autocast
 from autosp_ir.capture.kernels import Run, observe
 from autosp_ir.capture.regions import take_region, where
-from autosp_ir.errors import UnsupportedError
+from autosp_ir.errors import CaptureError, UnsupportedError
 
 aten = torch.ops.aten
 
@@ -118,7 +118,12 @@ def _casting(dtypes: dict[fx.Node, torch.dtype], **attributes: Any) -> Rewrite:
 def _in_two_steps(node: fx.Node) -> list[fx.Node]:
     """Cross entropy whose two halves have dtypes of their own, as on CUDA: half-precision logits, a float32 loss."""
     logits, target, *rest = node.args
-    value = logits.meta["val"]  # type: ignore[union-attr]
+    if not isinstance(logits, fx.Node):
+        raise CaptureError(
+            f"{node.name} takes the loss of {logits!r}, which is no tensor of the graph",
+            hint="compute the loss from the model's output",
+        )
+    value = logits.meta["val"]
     logs = _insert(node, aten.log_softmax.int, logits, 1 if value.ndim > 1 else 0, value.dtype)
     wide = _insert(node, aten.to.dtype, logs, torch.float32)
     return [logs, wide, _insert(node, aten.nll_loss_nd.default, wide, target, *rest[:3])]

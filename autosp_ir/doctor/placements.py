@@ -10,7 +10,7 @@ from autosp_ir.doctor.findings import FamilyCount, Gather
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import InputKind, Program
-from autosp_ir.ir.types import Partial, Placement, Shard, TensorType, TupleType, Type
+from autosp_ir.ir.types import Partial, Placement, Shard, Type, tensors_of
 from autosp_ir.pipeline.base import Pass
 from autosp_ir.pipeline.instrument import Instrument
 from autosp_ir.pipeline.trace import PassRecord
@@ -58,7 +58,7 @@ class Placements(Instrument):
             if decided.isdisjoint(node.operands):
                 continue
             decided.update(node.results)
-            if any(k.dtype.is_floating_point and k.ndim for k in _tensors(node.result.type)):
+            if any(k.dtype.is_floating_point and k.ndim for k in tensors_of(node.result.type)):
                 self._bytes_before[node.name] = 0 if _is_free(node) else _bytes(node.result)
 
     def after_pass(self, pass_: Pass, program: Program, record: PassRecord) -> None:
@@ -132,21 +132,13 @@ def _read_inside(gather: Node) -> bool:
     return next(_readers(gather), None) is not None
 
 
-def _tensors(kind: Type) -> Iterator[TensorType]:
-    if isinstance(kind, TensorType):
-        yield kind
-    elif isinstance(kind, TupleType):
-        for element in kind.elements:
-            yield from _tensors(element)
-
-
 def _placements(kind: Type, axis: str) -> list[Placement]:
-    return [tensor.layout[axis] for tensor in _tensors(kind)]
+    return [tensor.layout[axis] for tensor in tensors_of(kind)]
 
 
 def _bytes(value: Value) -> int:
     total = 0
-    for tensor in _tensors(value.type):
+    for tensor in tensors_of(value.type):
         extents = [extent for extent in tensor.shape if isinstance(extent, int)]
         count = tensor.dtype.itemsize
         for extent in extents:

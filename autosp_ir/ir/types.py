@@ -194,6 +194,15 @@ def type_of(value: Any) -> Type:
     return ObjectType(type(value).__name__)
 
 
+def tensors_of(kind: Type) -> Iterator[TensorType]:
+    """The tensor types in a type, those in nested tuples included."""
+    if isinstance(kind, TensorType):
+        yield kind
+    elif isinstance(kind, TupleType):
+        for element in kind.elements:
+            yield from tensors_of(element)
+
+
 def map_tensors(kind: Type, fn: Any) -> Type:
     """Apply `fn` to every `TensorType` inside a type."""
     if isinstance(kind, TensorType):

@@ -14,7 +14,7 @@ from autosp_ir.errors import LayoutError, VerifyError
 from autosp_ir.ir.graph import Graph, Node, Phase, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Check, InputKind, OutputKind, Program, Stage
-from autosp_ir.ir.types import Shard, TensorType, TupleType, Type
+from autosp_ir.ir.types import Shard, tensors_of
 from autosp_ir.ir.verify_comm import check_same_on_every_rank, check_waits
 from autosp_ir.ir.verify_types import check_types
 
@@ -258,16 +258,8 @@ def check_phases(program: Program) -> None:
 
 def check_layout_axes(program: Program) -> None:
     """Layouts name axes of the mesh and dimensions of the tensor."""
-
-    def tensors(kind: Type) -> Iterator[TensorType]:
-        if isinstance(kind, TensorType):
-            yield kind
-        elif isinstance(kind, TupleType):
-            for element in kind.elements:
-                yield from tensors(element)
-
     for node in program.graph.nodes:
-        for kind in (t for v in node.results for t in tensors(v.type)):
+        for kind in (t for v in node.results for t in tensors_of(v.type)):
             for axis, placement in kind.layout.items():
                 if axis not in program.mesh:
                     raise LayoutError(

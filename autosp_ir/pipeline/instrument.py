@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,17 +68,20 @@ class Timing(Instrument):
     """
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.runs: Counter[str] = Counter()
 
     def after_pass(self, pass_: Pass, program: Program, record: PassRecord) -> None:
         """Add the pass's time."""
-        self.seconds[record.name] += record.seconds  # type: ignore[assignment]  # Counter is typed for int
+        self.seconds[record.name] += record.seconds
         self.runs[record.name] += 1
 
     def __str__(self) -> str:
         width = max((len(n) for n in self.seconds), default=0)
-        return "\n".join(f"{n:{width}}  {s * 1e3:9.1f} ms  {self.runs[n]}x" for n, s in self.seconds.most_common())
+        return "\n".join(
+            f"{n:{width}}  {s * 1e3:9.1f} ms  {self.runs[n]}x"
+            for n, s in sorted(self.seconds.items(), key=lambda item: -item[1])
+        )
 
 
 class Statistics(Instrument):

@@ -9,7 +9,7 @@ by default. It does not depend on shapes or layouts: a promoted program is as pa
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from autosp_ir.errors import UnsupportedError, VerifyError
 from autosp_ir.ir.graph import Graph, Node, Value, map_values
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program
-from autosp_ir.ir.types import Layout, ObjectType, TensorType, TupleType, Type, map_tensors
+from autosp_ir.ir.types import Layout, ObjectType, TensorType, Type, map_tensors, tensors_of
 
 _WIDE = {
     torch.float16: torch.float64,
@@ -66,7 +66,7 @@ def widened(tensor: Tensor) -> Tensor:
 
 def floating_dtypes(program: Program) -> set[torch.dtype]:
     """Every floating dtype that a value of the program has."""
-    kinds = (kind for node in program.graph.nodes for value in node.results for kind in _tensors(value.type))
+    kinds = (kind for node in program.graph.nodes for value in node.results for kind in tensors_of(value.type))
     return {kind.dtype for kind in kinds if kind.dtype.is_floating_point}
 
 
@@ -87,7 +87,7 @@ def _promote_node(node: Node, program: Program) -> None:
         )
     if node.is_op(*_EPSILON_OF_DTYPE) and node.arg("eps") is None:
         # The kernel would take that of float64; it computes half types in float32.
-        narrow = next(_tensors(node.result.type)).dtype
+        narrow = next(tensors_of(node.result.type)).dtype
         epsilon = torch.finfo(torch.float64 if narrow == torch.float64 else torch.float32).eps
         node.set_args(*node.with_arg("eps", epsilon))
     _set_arguments(node, lambda leaf: _WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf)
@@ -106,7 +106,7 @@ def _promote_node(node: Node, program: Program) -> None:
             node=node,
             hint="test this model in its own precision",
         )
-    layouts = (kind.layout for kind in list(_tensors(node.result.type)))
+    layouts = (kind.layout for kind in list(tensors_of(node.result.type)))
     node.result.type = map_tensors(inferred, lambda kind: kind.with_layout(next(layouts, Layout())))
 
 
@@ -166,16 +166,8 @@ def _map_leaves(structure: Any, leaf: Callable[[Any], Any]) -> Any:
     return leaf(structure)
 
 
-def _tensors(kind: Type) -> Iterator[TensorType]:
-    if isinstance(kind, TensorType):
-        yield kind
-    elif isinstance(kind, TupleType):
-        for element in kind.elements:
-            yield from _tensors(element)
-
-
 def _narrow(kind: Type) -> bool:
-    return any(t.dtype in _WIDE for t in _tensors(kind))
+    return any(t.dtype in _WIDE for t in tensors_of(kind))
 
 
 def _wide_type(kind: TensorType) -> TensorType:

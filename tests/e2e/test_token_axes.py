@@ -11,7 +11,7 @@ from torch import fx
 from autosp_ir.analysis.token_axis import token_factors
 from autosp_ir.capture.program import capture
 from autosp_ir.ir.program import Program
-from autosp_ir.ir.types import TensorType, TupleType, Type
+from autosp_ir.ir.types import tensors_of
 from autosp_ir.ir.verify import nested_graphs
 from autosp_ir.pipeline import PassManager
 from tests.e2e.line import partitioned
@@ -23,14 +23,6 @@ PADDED = 40
 TOKEN_EXTENTS = frozenset({LENGTH, LENGTH - 1, PADDED, PADDED // RANKS})
 
 
-def tensor_types(kind: Type) -> Iterator[TensorType]:
-    if isinstance(kind, TensorType):
-        yield kind
-    elif isinstance(kind, TupleType):
-        for element in kind.elements:
-            yield from tensor_types(element)
-
-
 def with_two_token_extents(program: Program) -> list[str]:
     """Values, also in nested graphs, of which two dimensions have an extent that only tokens have."""
     graphs = [program.graph, *(graph for _, graph in nested_graphs(program))]
@@ -39,7 +31,7 @@ def with_two_token_extents(program: Program) -> list[str]:
         for graph in graphs
         for node in graph.nodes
         for value in node.results
-        for kind in tensor_types(value.type)
+        for kind in tensors_of(value.type)
         if sum(extent in TOKEN_EXTENTS for extent in kind.shape) > 1
     ]
 
