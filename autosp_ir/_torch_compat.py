@@ -292,6 +292,31 @@ def trace_decomposed(graph: torch.fx.GraphModule, inputs: Sequence[Any], fake_mo
         return make_fx(graph, decomposition_table=select_decomp_table())(*inputs)
 
 
+def write_in_place(graph: torch.fx.Graph, functional: OpOverload, mutable: OpOverload, argument: str) -> None:
+    """Let Inductor write results over an operand that nothing reads later, and copy the operand where something does.
+
+    Args:
+        graph: A traced graph with fake values in `meta["val"]`.
+        functional: An operator of one result.
+        mutable: One of the same arguments that writes the result over `argument` and returns nothing.
+        argument: The operand that is written.
+    """
+    import operator
+
+    from torch._higher_order_ops.auto_functionalize import auto_functionalized
+
+    names = [a.name for a in functional._schema.arguments]
+    for node in graph.find_nodes(op="call_function", target=functional):
+        given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        with graph.inserting_before(node):
+            call = graph.call_function(auto_functionalized, (mutable,), given)
+            result = graph.call_function(operator.getitem, (call, 1))
+        value = node.meta["val"]
+        call.meta["val"], result.meta["val"] = (None, value), value
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+
+
 def compile_with_inductor(
     graph: torch.fx.GraphModule,
     inputs: Sequence[Any],
@@ -334,15 +359,22 @@ def compile_with_inductor(
     return compiled, known if len(known) == len(returned) else [None] * len(returned)
 
 
-def pin_order(graph: torch.fx.Graph, anchors: Callable[[torch.fx.Node], bool]) -> None:
-    """Make the place of every collective among costed operations a dependency, which no later scheduler may break.
+def pin_order(
+    graph: torch.fx.Graph,
+    anchors: Callable[[torch.fx.Node], bool],
+    sums: Callable[[torch.fx.Node], bool] = lambda node: False,
+) -> None:
+    """Make the order of collectives and of chunks a dependency, which no later scheduler may break.
 
     The first costed operation behind a start depends on the start; a wait depends on the last costed operation in
-    front of it and on what was started since. A wait right behind its start is left alone: pins cost fusion.
+    front of it and on what was started since. A wait right behind its start is left alone: pins cost fusion. From the
+    first addition to a sum over chunks to the last one, every costed operation depends on the one in front of it:
+    otherwise chunks are fused with each other, and all of them are alive at once.
 
     Args:
         graph: A graph of Inductor after its own passes. It is changed.
         anchors: Which nodes are costed.
+        sums: Which nodes add to a sum over chunks.
     """
     from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
     from torch.utils._ordered_set import OrderedSet
@@ -352,7 +384,9 @@ def pin_order(graph: torch.fx.Graph, anchors: Callable[[torch.fx.Node], bool]) -
     last: torch.fx.Node | None = None
     started: dict[torch.fx.Node, torch.fx.Node | None] = {}
     fresh: list[torch.fx.Node] = []
-    for node in list(graph.nodes):
+    nodes = list(graph.nodes)
+    summing = [i for i, node in enumerate(nodes) if sums(node)] or [0]
+    for place, node in enumerate(nodes):
         if node.target is functional.wait_tensor.default:
             start: Any = node.args[0]
             earlier = [n for n in fresh if n is not start]
@@ -367,22 +401,25 @@ def pin_order(graph: torch.fx.Graph, anchors: Callable[[torch.fx.Node], bool]) -
             if fresh:
                 pins[node] = OrderedSet(fresh)
                 fresh = []
+            if last is not None and summing[0] < place <= summing[-1]:
+                pins.setdefault(node, OrderedSet()).add(last)
             last = node
     preserve_node_ordering(graph, pins)
 
 
-def pinning_pass(anchors: Callable[[torch.fx.Node], bool], version: str) -> Any:
+def pinning_pass(anchors: Callable[[torch.fx.Node], bool], sums: Callable[[torch.fx.Node], bool], version: str) -> Any:
     """`pin_order` as a pass for `torch._inductor.config.post_grad_custom_post_pass`.
 
     Args:
         anchors: Which nodes are costed.
-        version: Identifies what `anchors` accepts, for Inductor's cache of compiled graphs.
+        sums: Which nodes add to a sum over chunks.
+        version: Identifies what the two accept, for Inductor's cache of compiled graphs.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
     class Pin(CustomGraphPass):
         def __call__(self, graph: torch.fx.Graph) -> None:
-            pin_order(graph, anchors)
+            pin_order(graph, anchors, sums)
 
         def uuid(self) -> Any:
             return f"autosp_ir.pin_order {version}"
@@ -429,7 +466,9 @@ def describe_joint_value(descriptor: Any) -> tuple[str, Any]:
     return "other", name
 
 
-def min_cut_saved_names(joint: torch.fx.GraphModule, forward_outputs: int, static_inputs: Sequence[int]) -> set[str]:
+def min_cut_saved_names(
+    joint: torch.fx.GraphModule, forward_outputs: int, static_inputs: Sequence[int], aggressive: bool = False
+) -> set[str]:
     """The names of the values that torch's min-cut partitioner saves for the backward.
 
     Args:
@@ -437,12 +476,13 @@ def min_cut_saved_names(joint: torch.fx.GraphModule, forward_outputs: int, stati
             "tangents", one flat output tuple with the forward's outputs in front.
         forward_outputs: How many of the outputs are the forward's.
         static_inputs: Positions of parameters and buffers, which cost nothing to save.
+        aggressive: Torch's `aggressive_recomputation`: only matrix products, attention and the like are kept.
     """
     from torch._functorch import config
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     # Without merging equal nodes, every name it decides on is the name of a node that was given.
-    with config.patch(cse=False):
+    with config.patch(cse=False, aggressive_recomputation=aggressive):
         _, backward = min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
         )
@@ -456,6 +496,13 @@ def mark_must_recompute(node: torch.fx.Node) -> None:
 
     node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
     node.meta["ac_graph_id"] = 0
+
+
+def mark_never_recompute(node: torch.fx.Node) -> None:
+    """Forbid torch's partitioner to compute a node again: the backward gets it saved, if it needs it."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
 @contextlib.contextmanager

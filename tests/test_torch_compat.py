@@ -230,5 +230,5 @@ def test_pins_tie_starts_and_waits_to_the_products_around_them() -> None:
 
 
 def test_a_pinning_pass_identifies_itself_to_the_cache_of_compiled_graphs() -> None:
-    passes = [_torch_compat.pinning_pass(lambda node: True, version) for version in ("a", "a", "b")]
+    passes = [_torch_compat.pinning_pass(lambda _: True, lambda _: False, version) for version in ("a", "a", "b")]
     assert passes[0].uuid() == passes[1].uuid() != passes[2].uuid()

@@ -1,4 +1,4 @@
-"""Which forward values belong to a single chunk of tokens."""
+"""Which values belong to a single chunk of tokens."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ def chunk_values(program: Program) -> dict[Value, int]:
     Args:
         program: A program at any stage before emission.
     """
+    return {
+        node.result: next(iter(parts))
+        for node, parts in chunk_parts(program).items()
+        if node.phase is Phase.FORWARD and len(parts) == 1
+    }
+
+
+def chunk_parts(program: Program) -> dict[Node, frozenset[int]]:
+    """The numbers of the chunks that each computed node of any phase depends on; none before and behind chunks."""
     parts: dict[Node, frozenset[int]] = {}
-    found: dict[Value, int] = {}
     for node in program.graph.nodes:
-        if node.phase is not Phase.FORWARD or node.op.kind in ("placeholder", "output"):
-            continue
-        parts[node] = _parts(node, parts)
-        if len(parts[node]) == 1:
-            found[node.result] = next(iter(parts[node]))
-    return found
+        if node.op.kind not in ("placeholder", "output"):
+            parts[node] = _parts(node, parts)
+    return parts
 
 
 def _parts(node: Node, known: dict[Node, frozenset[int]]) -> frozenset[int]:
@@ -36,4 +41,4 @@ def _parts(node: Node, known: dict[Node, frozenset[int]]) -> frozenset[int]:
     return _NONE.union(*(known.get(v.producer, _NONE) for v in node.operands))
 
 
-__all__ = ["chunk_values"]
+__all__ = ["chunk_parts", "chunk_values"]

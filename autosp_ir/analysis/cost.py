@@ -226,7 +226,7 @@ def _attends(node: Node) -> bool:
 
 def _product(node: Node, sizes: _Sizes) -> float:
     """2 x elements of the result x the contracted extent."""
-    left = node.operands[-2] if node.op.short_name in ("addmm", "baddbmm") else node.operands[0]
+    left = node.operands[-2] if node.op.short_name in ("addmm", "baddbmm", "addmm_float32") else node.operands[0]
     contracted = sizes.shape(left)[-1]
     return 2.0 * math.prod(sizes.shape(node.result)) * contracted
 
@@ -244,6 +244,7 @@ def _attention(factor: float) -> Callable[[Node, _Sizes], float]:
 
 _FLOPS: dict[str, Callable[[Node, _Sizes], float]] = {
     **dict.fromkeys(("aten.mm", "aten.bmm", "aten.addmm", "aten.baddbmm", "aten.linear", "aten.matmul"), _product),
+    **dict.fromkeys(("autosp.mm_float32", "autosp.addmm_float32"), _product),
     "autosp.attention": _attention(1.0),
     "autosp.attention_backward": _attention(2.5),
     "autosp.attention_bias_backward": _attention(2.5),

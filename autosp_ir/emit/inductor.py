@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
-from autosp_ir._torch_compat import compile_with_inductor, pinning_pass, storage_key, trace_decomposed
+from autosp_ir._torch_compat import (
+    compile_with_inductor,
+    pinning_pass,
+    storage_key,
+    trace_decomposed,
+    write_in_place,
+)
 from autosp_ir.emit.boxed import StepGraphs
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint
@@ -32,8 +39,9 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     """
     traced, inputs = _traced(split.forward, {})
     own = _with_own_storage(split.forward, traced, inputs)
-    # What `overlap` arranged would otherwise be rearranged for memory.
-    pins = pinning_pass(_is_costed, ",".join(_COSTED)) if "overlapped" in split.forward.facts else None
+    # What `overlap` and `tile` arranged would otherwise be rearranged, and chunks fused with one another.
+    arranged = split.forward.facts & {"overlapped", "tiled"}
+    pins = pinning_pass(_is_costed, _adds_a_chunk, ",".join(_COSTED)) if arranged else None
     forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False, last_pass=pins)
     if split.backward is None:
         return StepGraphs(forward, None)
@@ -53,10 +61,18 @@ def _is_costed(node: fx.Node) -> bool:
     return str(node.target) in _COSTED
 
 
+def _adds_a_chunk(node: fx.Node) -> bool:
+    """Whether the node adds the product of a chunk to a sum, or begins such a sum."""
+    return node.target is torch.ops.autosp.mm_float32.default or torch.ops.autosp.addmm_float32_.default in node.args
+
+
 def _traced(program: Program, strides: dict[str, tuple[int, ...] | None]) -> tuple[fx.GraphModule, list[Any]]:
     graph = executable(program)
     inputs = _fake_inputs(program, graph, strides)
-    return trace_decomposed(graph, inputs, program.fake_mode), inputs
+    traced = trace_decomposed(graph, inputs, program.fake_mode)
+    products = torch.ops.autosp
+    write_in_place(traced.graph, products.addmm_float32.default, products.addmm_float32_.default, "total")
+    return traced, inputs
 
 
 def _with_own_storage(program: Program, traced: fx.GraphModule, inputs: list[Any]) -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import fx
 
-from autosp_ir._torch_compat import force_fx_name, mark_must_recompute, min_cut_saved_names
+from autosp_ir._torch_compat import force_fx_name, mark_must_recompute, mark_never_recompute, min_cut_saved_names
 from autosp_ir.emit.fx_export import export_graph
 from autosp_ir.errors import PassError
 from autosp_ir.ir.graph import Value
@@ -16,12 +16,13 @@ from autosp_ir.ir.program import InputKind, OutputKind, Program
 _LASTING = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT)
 
 
-def min_cut_saved(program: Program, never: Collection[Value] = ()) -> set[Value]:
+def min_cut_saved(program: Program, never: Collection[Value] = (), aggressive: bool = False) -> set[Value]:
     """The values that torch's partitioner would save for the backward: the fewest bytes to rebuild the rest from.
 
     Args:
         program: A joint program, outputs of the forward in front of the gradients. It is not changed.
         never: Values that must be computed again.
+        aggressive: Compute again whatever is no matrix product, attention or the like.
 
     Returns:
         Values of the program, inputs among them. Parameters, buffers and constants count as free.
@@ -36,11 +37,14 @@ def min_cut_saved(program: Program, never: Collection[Value] = ()) -> set[Value]
         value = values.get(node.name)
         if value is not None and value in never and not value.producer.is_op("operator.getitem"):
             mark_must_recompute(node)
+        if value is not None and value.producer.is_op("autosp.unchunk"):
+            # Its chunks count as free, being marked, but to rebuild it is to run all of them.
+            mark_never_recompute(node)
     _erase_identities(exported.graph)
     kinds = [s.kind for s in program.signature.inputs]
     kept = sum(o.kind is not OutputKind.GRADIENT for o in program.signature.outputs)
     try:
-        names = min_cut_saved_names(exported, kept, [i for i, kind in enumerate(kinds) if kind in _LASTING])
+        names = min_cut_saved_names(exported, kept, [i for i, kind in enumerate(kinds) if kind in _LASTING], aggressive)
     except Exception as error:  # any torch failure becomes a named error
         raise PassError(
             f"torch's partitioner failed: {type(error).__name__}: {error}", hint="use remat{policy=save-all}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from autosp_ir.ir.graph import Node, Phase, Value
@@ -17,7 +19,8 @@ def accumulate_in_float32(program: Program, rewriter: Rewriter) -> int:
     """Carry chains of additions in the backward in float32, and round once at the end.
 
     A weight that is used by every chunk of tokens gets one gradient a chunk, which autograd adds up in the weight's
-    own dtype: in bfloat16 a sum of 128 terms keeps two digits. The terms are rounded as before.
+    own dtype: in bfloat16 a sum of 128 terms keeps two digits. Terms that are matrix products are not rounded either
+    and are added up by the products themselves; other terms are rounded as before.
 
     Args:
         program: A joint program.
@@ -32,7 +35,7 @@ def accumulate_in_float32(program: Program, rewriter: Rewriter) -> int:
             continue
         chain = _chain(node)
         if len(chain) + 1 >= _LEAST_TERMS:
-            _widen(chain, rewriter)
+            _accumulate(chain, rewriter)
             count += 1
     return count
 
@@ -52,19 +55,65 @@ def _chain(last: Node) -> list[Node]:
     return chain
 
 
-def _widen(chain: list[Node], rewriter: Rewriter) -> None:
+class _Product(NamedTuple):
+    """A matrix product, maybe transposed afterwards."""
+
+    node: Node
+    transposed: bool
+
+
+def _product_of(term: Value) -> _Product | None:
+    """The product that a term of a sum is, if nothing else reads it on the way."""
+    transposed = False
+    while len(term.users) == 1:
+        node = term.producer
+        if node.is_op("aten.mm"):
+            return _Product(node, transposed)
+        if not node.is_op("aten.t") and not (node.is_op("aten.permute") and list(node.args[1]) == [1, 0]):
+            return None
+        transposed = not transposed
+        term = node.operands[0]
+    return None
+
+
+def _accumulate(chain: list[Node], rewriter: Rewriter) -> None:
     half = chain[-1].result.tensor_type.dtype
+    terms = [chain[0].operands[0], *(node.operands[1] for node in chain)]
     with rewriter.rewrite("accumulate in float32"):
-        with rewriter.before(chain[0]):
-            total: Value = rewriter.create("aten._to_copy", (chain[0].operands[0],), {"dtype": torch.float32})
-        for node in chain:
-            with rewriter.before(node):
-                total = rewriter.create("aten.add.Tensor", (total, node.operands[1]))
+        total: Value | None = None
+        place = chain[0]
+        for node, term in zip([chain[0], *chain], terms, strict=True):
+            product = _product_of(term)
+            # A product goes where it stood, so that what it reads dies there.
+            place = _later(product.node, place if total is not None else product.node) if product else node
+            with rewriter.before(place):
+                total = _add_product(total, product, rewriter) if product else _add(total, term, rewriter)
+        if total is None:
+            return
         with rewriter.before(chain[-1]):
             rounded = rewriter.create("aten._to_copy", (total,), {"dtype": half})
         rewriter.replace(chain[-1], rounded)
-        for node in reversed(chain[:-1]):
-            rewriter.erase(node)
+        rewriter.dead_code()
+
+
+def _later(one: Node, other: Node) -> Node:
+    order = one.graph.index()
+    return max(one, other, key=order.__getitem__)
+
+
+def _add_product(total: Value | None, product: _Product, rewriter: Rewriter) -> Value:
+    a, b = product.node.operands
+    if product.transposed:
+        a, b = (rewriter.create("aten.permute", (v, [1, 0])) for v in (b, a))
+    if total is None:
+        return rewriter.create("autosp.mm_float32", (a, b))
+    return rewriter.create("autosp.addmm_float32", (total, a, b))
+
+
+def _add(total: Value | None, term: Value, rewriter: Rewriter) -> Value:
+    if total is None:
+        return rewriter.create("aten._to_copy", (term,), {"dtype": torch.float32})
+    return rewriter.create("aten.add.Tensor", (total, term))
 
 
 __all__ = ["accumulate_in_float32"]

@@ -46,6 +46,11 @@ class Remat(Pass):
         policy: Literal["save-all", "min-cut"] = "min-cut"
         """`save-all` saves what autograd would; `min-cut` follows torch's partitioner: the fewest bytes that cheap
         operations can rebuild the rest from."""
+        aggressive: bool = False
+        """With `min-cut`: compute again whatever is no matrix product, attention or collective, reductions and long
+        chains of pointwise operations included; torch's `aggressive_recomputation`."""
+
+    options: Options
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Rewrite `program` in place.
@@ -58,7 +63,7 @@ class Remat(Pass):
             return
         rewriter = ctx.rewriter(program)
         again = set(chunk_values(program))
-        chosen = None if self.options.policy == "save-all" else min_cut_saved(program, again)
+        chosen = None if self.options.policy == "save-all" else min_cut_saved(program, again, self.options.aggressive)
         _Materialiser(program, rewriter, chosen, again).run()
         rewriter.dead_code()
         _report(program, ctx)

@@ -44,6 +44,8 @@ class Tile(Pass):
         """`loss`: those that end in a sum over tokens; `mlp`: those that hand tokens on."""
         chunks: int | Literal["auto"] = "auto"
         """Chunks of each region; `auto`: as many as make a chunk about as large as what flows between layers."""
+        loss_chunks: int | Literal["auto"] | None = None
+        """Chunks of the regions that end in a sum, where they are not `chunks`."""
         wide: float = 2.0
         """From which multiple of the width between layers a value is wide."""
         axis: str = "sp"
@@ -68,20 +70,20 @@ class Tile(Pass):
         rewriter = ctx.rewriter(program)
         for region in regions:
             if self._wanted(region, tokens):
-                self._tile(program, ctx, rewriter, region, self._chunks(region, stream))
+                self._tile(program, ctx, rewriter, region, self._chunks(region, stream, tokens))
         rewriter.dead_code()
         if not ctx.statistics.get("tiled"):
             ctx.remark("missed", None, "no region is wide enough and cheap to hand on: nothing was tiled")
 
     def _wanted(self, region: Region, tokens: TokenMap) -> bool:
-        summed = any(tokens.of(v) is None for v in region.outputs)
-        return self.options.regions in ("all", "loss" if summed else "mlp")
+        return self.options.regions in ("all", "loss" if _is_summed(region, tokens) else "mlp")
 
-    def _chunks(self, region: Region, stream: int) -> int:
-        tokens = region.tokens
+    def _chunks(self, region: Region, stream: int, map_: TokenMap) -> int:
+        tokens, asked = region.tokens, self.options.chunks
+        if self.options.loss_chunks is not None and _is_summed(region, map_):
+            asked = self.options.loss_chunks
         fitting = [n for n in range(2, tokens // _LEAST_TOKENS + 1) if tokens % n == 0]
-        if self.options.chunks != "auto":
-            asked = self.options.chunks
+        if asked != "auto":
             if asked not in fitting:
                 raise PassError(
                     f"{tokens} tokens on a rank cannot be cut into {asked} equal chunks",
@@ -117,6 +119,11 @@ class Tile(Pass):
         ctx.count("tiled")
         ctx.count("chunks", chunks)
         ctx.remark("applied", anchor, f"{len(region.nodes)} operations in {chunks} chunks of tokens")
+
+
+def _is_summed(region: Region, tokens: TokenMap) -> bool:
+    """Whether the region hands on a sum over its tokens, as losses do."""
+    return any(tokens.of(v) is None for v in region.outputs)
 
 
 def _anchor(program: Program, region: Region) -> Node | None:

@@ -23,12 +23,13 @@ LINE = [
     ("tile{chunks=4}", "wide", "wide_tiled", {"chunk": 3, "unchunk": 1}),
     ("differentiate", "ulysses", "joint", {"attention_backward": 1, "all_to_all": 8}),
     ("remat", "joint", "rematerialized", {"all_to_all": 8}),
+    ("early-loss-gradient", "wide_rematerialized", "wide_early", {"unchunk": 2, "chunk": 3}),
     ("grad-sync", "rematerialized", "synced", {"all_reduce": 5}),
     ("lower-comm", "synced", "lowered", {"all_to_all_single": 8, "all_reduce": 5, "wait_tensor": 13}),
     ("overlap", "lowered", "overlapped", {"all_to_all_single": 8, "wait_tensor": 13}),
 ]
 # Ranks, where they are not four.
-_WORLD = {"pad-tokens": 5, "head-chunk": 1, "tile": 1}
+_WORLD = {"pad-tokens": 5, "head-chunk": 1, "tile": 1, "early-loss-gradient": 1}
 # What a second run of a pass in one pipeline is: the same program, or a refusal before anything runs.
 _REPEATABLE = {"canonicalize"}
 

@@ -107,6 +107,17 @@ def _mm(ctx: RuleContext) -> Outcome:
     return contract(ctx, ctx.operand("self"), ctx.operand("mat2"), "mk", "kn", "mn")
 
 
+@rule("autosp.mm_float32")
+def _mm_float32(ctx: RuleContext) -> Outcome:
+    return contract(ctx, ctx.operand("a"), ctx.operand("b"), "mk", "kn", "mn")
+
+
+@rule("autosp.addmm_float32")
+def _addmm_float32(ctx: RuleContext) -> Outcome:
+    made = contract(ctx, ctx.operand("a"), ctx.operand("b"), "mk", "kn", "mn")
+    return add_bias(ctx, ctx.operand("total"), made, 2)
+
+
 @rule("aten.bmm")
 def _bmm(ctx: RuleContext) -> Outcome:
     return contract(ctx, ctx.operand("self"), ctx.operand("mat2"), "bmk", "bkn", "bmn")
