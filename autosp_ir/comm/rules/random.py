@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autosp_ir.comm.random_masks import GLOBAL
-from autosp_ir.comm.rules.base import WHOLE, Outcome, RuleContext, every, refuse_unless_whole, rule
+from autosp_ir.comm.rules.base import WHOLE, Outcome, RuleContext, every, refuse_unless_whole, rule, whole
 from autosp_ir.comm.rules.views import same
 from autosp_ir.ir.graph import Value
 from autosp_ir.ir.types import Shard
@@ -30,7 +30,9 @@ def _state(ctx: RuleContext) -> Outcome:
 def _mask(ctx: RuleContext) -> Outcome:
     """The same everywhere, or, with a rank's index, that rank's part of a mask that nobody holds."""
     index = ctx.arg("index")
-    if ctx.arg("axis") != ctx.axis or not isinstance(index, Value) or ctx.size == 1:
+    # `lower-comm` forgets where one rank alone stands.
+    alone = ctx.size == 1 and isinstance(index, Value) and whole(ctx.placement(index))
+    if ctx.arg("axis") != ctx.axis or not isinstance(index, Value) or alone:
         return refuse_unless_whole(ctx, "a mask is drawn from what all ranks know")
     if ctx.arg("rng") == GLOBAL:
         ctx.fail("a mask of the dense model has no part of a rank's own", "cut the whole mask with autosp.shard")
