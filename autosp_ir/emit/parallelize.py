@@ -16,7 +16,6 @@ from autosp_ir._torch_compat import exact_autocast
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
 from autosp_ir.comm.layout import check_emittable
-from autosp_ir.comm.random_masks import check_rng
 from autosp_ir.emit.binding import bind_mesh
 from autosp_ir.emit.inductor import inductor_graphs
 from autosp_ir.emit.module import make_module
@@ -25,6 +24,7 @@ from autosp_ir.emit.step import EmittedStep
 from autosp_ir.errors import PipelineError, RuntimeMismatchError, UnsupportedError
 from autosp_ir.ir.program import Program, Stage
 from autosp_ir.pipeline.base import Pass
+from autosp_ir.pipeline.drawing import drawing
 from autosp_ir.pipeline.manager import PassManager
 from autosp_ir.pipeline.registry import format_pipeline, get_pass, parse_pipeline
 from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
@@ -142,9 +142,8 @@ def parallelize(
     """
     _check_backend(backend)
     _refuse_unbuilt(memory_budget)
-    check_rng(rng)
     size = _axis_size(mesh, sp_axis)
-    manager = PassManager(_drawing(_pipeline(pipeline, backend, sp_axis, grad_sync), rng))
+    manager = PassManager(drawing(_pipeline(pipeline, backend, sp_axis, grad_sync), rng))
 
     def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ProgramRunner, CaptureInfo]:
         example: Any = kwargs if not args else (args if not kwargs else _as_mapping(model, args, kwargs))
@@ -218,16 +217,6 @@ def _pipeline(pipeline: str | Sequence[Pass] | None, backend: Backend, axis: str
         )
     # Autograd differentiates what the eager backend runs, so the pipeline ends with the forward program.
     return [p for p in passes if p.stages() == (Stage.FORWARD,) and p.stage_after(Stage.FORWARD) is Stage.FORWARD]
-
-
-def _drawing(passes: list[Pass], rng: str) -> list[Pass]:
-    """The pipeline with this way of drawing, where it names none of its own."""
-    return [
-        type(p)(**(p.options.model_dump() | {"rng": rng}))
-        if "rng" in type(p.options).model_fields and "rng" not in p.options.model_fields_set
-        else p
-        for p in passes
-    ]
 
 
 def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph", backend: Backend = "aot_eager") -> str:

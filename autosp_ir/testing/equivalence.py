@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
-from autosp_ir.errors import AutoSPError
+from autosp_ir.comm.random_masks import GLOBAL
+from autosp_ir.errors import AutoSPError, UnsupportedError
 from autosp_ir.ir.program import Program
 from autosp_ir.sim.lockstep import Simulation, simulate
 from autosp_ir.testing.compare import (
@@ -124,7 +125,11 @@ class DenseReference:
         """Run a program of any stage, promoted to float64, on all its ranks and compare.
 
         Attention that no strategy pass has resolved yet runs on gathered tokens.
+
+        Raises:
+            UnsupportedError: Ranks draw masks of their own, so that nothing can be the dense model's.
         """
+        _refuse_own_masks(program)
         runnable = promote(with_gathered_attention(program))
         found = simulate(runnable, promote_batch(self.batch), tangents=self.tangents, seed=_SEED)
         return Equivalence(self.capture, compare_runs(found, self.simulation, rtol=rtol, title=_title(program)))
@@ -200,6 +205,16 @@ def compare_runs(
         GRADIENT, found.grads, expected.grads, floor=gradient_floor(expected.grads.values(), floor)
     )
     return report
+
+
+def _refuse_own_masks(program: Program) -> None:
+    for node in program.find("autosp.keep_mask"):
+        if node.arg("rng") != GLOBAL:
+            raise UnsupportedError(
+                f"%{node.name} is a dropout mask that the dense model does not draw",
+                node=node,
+                hint="compare a program of canonicalize{rng=global}, or call model.eval() before capturing",
+            )
 
 
 def _capture_report(program: Program, own: Simulation, eager: EagerRun) -> Report:

@@ -176,17 +176,23 @@ def _obstacle(site: Site) -> str | None:
     return None
 
 
-def _keep(rewriter: Rewriter, dropout: Node) -> Value:
-    """The mask of a dropout, drawn where the model draws it."""
+def _keep(rewriter: Rewriter, dropout: Node, scores: Scores) -> Value:
+    """The mask of a dropout `[B, H, Sq, Skv]`, drawn where the model draws it: its elements follow one another."""
     with rewriter.before(dropout):
         x = dropout.operands[0]
-        return draw_mask(rewriter, extents(rewriter, x), float(dropout.arg("p")), x.tensor_type)
+        shape, lead = extents(rewriter, x), scores.lead
+        if len(shape) == 3 and lead is None:
+            shape.insert(1, 1)
+        elif len(shape) == 3 and lead is not None and all(isinstance(extent, int) for extent in lead):
+            shape[:1] = lead
+        keep = draw_mask(rewriter, shape, float(dropout.arg("p")), x.tensor_type)
+        return _beside_heads(rewriter, keep, scores)
 
 
 def _attention(rewriter: Rewriter, site: Site) -> Value:
     """Build the node in front of the product with the values."""
     scores = site.scores
-    keep = _keep(rewriter, site.dropout) if site.dropout is not None else None
+    keep = _keep(rewriter, site.dropout, scores) if site.dropout is not None else None
     with rewriter.before(site.product):
         q, v = scores.q, site.v
         k = _transposed(rewriter, scores.kt)
@@ -195,7 +201,7 @@ def _attention(rewriter: Rewriter, site: Site) -> Value:
         attributes: dict[str, Any] = {"causal": site.form.causal, "window": site.form.window, "scale": scores.scale}
         attributes |= {} if scores.softcap is None else {"softcap": scores.softcap}
         if site.dropout is not None and keep is not None:
-            attributes |= {"dropout": float(site.dropout.arg("p")), "keep": _beside_heads(rewriter, keep, scores)}
+            attributes |= {"dropout": float(site.dropout.arg("p")), "keep": keep}
         both = rewriter.create("autosp.attention", (*operands, bias), attributes, name="attention")
         if site.sunk is None:
             (out,) = rewriter.unpack(both, 1)
