@@ -42,8 +42,7 @@ def check_operands(
     """Refuse operands and attributes that no kernel computes, the bias aside."""
     if not 0 <= dropout < 1:
         raise UnsupportedError(
-            f"attention cannot drop a part of {dropout} of its probabilities",
-            hint="use a dropout of at least 0 below 1",
+            f"attention cannot drop out with probability {dropout}", hint="use a dropout of at least 0 and below 1"
         )
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise UnsupportedError(

@@ -86,15 +86,13 @@ def masks_of(program: air.Program, simulation: air.Simulation) -> list[list[Tens
 @pytest.mark.parametrize("pipeline", [air.DEFAULT_PIPELINE, CHUNKED.replace("global", "per_rank")])
 def test_masks_of_ones_own_are_a_mask_of_the_whole(ranks: int, pipeline: str) -> None:
     """A step is the dense model's under the mask that the ranks' parts make up: loss and every gradient."""
-    model = Dropping("heads").double()
-    model.hidden = "everything"
+    model = Dropping("heads", "everything").double()
     program = partitioned(air.capture(model, batch_of()), ranks, pipeline)
     simulation = air.simulate(program, batch_of(), trace=True)
     # Tokens of [B, S, C] and heads of [B, H, S, S] both lie along dimension 1.
     masks = [torch.cat(parts, 1) for parts in masks_of(program, simulation)]
     assert [tuple(m.shape) for m in masks] == [(2, 16, 16), (2, 4, 16, 16), (2, 16, 16)]
-    dense = under_masks(Dropping("heads").double(), masks)
-    dense.hidden = "everything"
+    dense = under_masks(Dropping("heads", "everything").double(), masks)
     loss = dense(**batch_of())
     loss.backward()
     grads = {n: p.grad for n, p in dense.named_parameters() if p.grad is not None}
@@ -137,7 +135,8 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.body(x).mean(1)
-        return self.head(self.drop(pooled)).square().mean()
+        loss: Tensor = self.head(self.drop(pooled)).square().mean()
+        return loss
 
 
 def test_ranks_hold_one_mask_of_what_they_hold_whole() -> None:

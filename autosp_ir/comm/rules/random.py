@@ -14,9 +14,9 @@ def _dropout(ctx: RuleContext) -> Outcome:
     probability = ctx.arg("p")
     if probability == 0 or ctx.arg("train") is False:
         return every(ctx, placement) if not isinstance(placement := same(ctx), tuple) else placement
-    return refuse_unless_whole(
-        ctx, "dropout draws other numbers on a shard than on the whole", "run canonicalize: it makes masks values"
-    )
+    if ctx.size > 1:
+        ctx.fail("each rank would draw a mask of its own", "run canonicalize: it makes the mask a value with a layout")
+    return refuse_unless_whole(ctx, "dropout draws other numbers on a shard than on the whole")
 
 
 @rule("autosp.random_state")
