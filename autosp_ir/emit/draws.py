@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from autosp_ir.comm.random_masks import GLOBAL
 from autosp_ir.ir.program import Program
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def shared_generators(program: Program) -> list[torch.device]:
@@ -27,7 +28,7 @@ def shared_generators(program: Program) -> list[torch.device]:
 
 def dropout_probabilities(module: nn.Module) -> tuple[float, ...]:
     """What the dropout modules of a model are set to: a program holds them as numbers."""
-    return tuple(m.p for m in module.modules() if isinstance(m, _DropoutNd))
+    return tuple(m.p for m in module.modules() if isinstance(m, _DROPOUTS))
 
 
 __all__ = ["dropout_probabilities", "shared_generators"]
