@@ -48,7 +48,7 @@ class Canonicalize(Pass):
         apply_rules([fold_repeats], program, ctx)
         self._fold_masks(program, ctx)
         rewrite_losses(program, rewriter, ctx)
-        rewrite_dropouts(program, rewriter, ctx)
+        rewrite_dropouts(program, rewriter, ctx, self.options.rng)
         rewriter.dead_code()
         order_draws(program, rewriter, self.options.rng)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import autosp_ir as air
 from autosp_ir.testing.compare import gradient_floor
-from tests.e2e.dropouts import HIDDEN, Dropping, batch_of, under_masks
+from tests.e2e.dropouts import HIDDEN, Awkward, Dropping, batch_of, transformer, under_masks
 from tests.e2e.line import check_line, partitioned
 
 GLOBAL = air.DEFAULT_PIPELINE.replace("canonicalize", "canonicalize{rng=global}")
@@ -43,9 +43,29 @@ def test_chunks_read_one_mask(ranks: int) -> None:
     assert any("in 4 chunks of tokens" in message for message in told)
 
 
-def test_a_length_that_is_a_symbol() -> None:
-    program = partitioned(air.capture(Dropping(), batch_of(16), dynamic=True), 2, GLOBAL)
-    air.testing.assert_equivalent(Dropping(), program, batch_of(22))
+@pytest.mark.parametrize("model", [Dropping, Awkward])
+def test_a_length_that_is_a_symbol(model: type[nn.Module]) -> None:
+    program = partitioned(air.capture(model(), batch_of(16, 3), dynamic=True), 2, GLOBAL)
+    air.testing.assert_equivalent(model(), program, batch_of(22, 3))
+
+
+@pytest.mark.parametrize("length", [16, 13])
+def test_masks_follow_the_memory_of_the_dense_model(length: int) -> None:
+    check_line(Awkward(), batch_of(length, 3), 4, GLOBAL)
+
+
+@pytest.mark.parametrize("name", ["bert", "pooled bert", "opt", "bart", "t5"])
+def test_transformers_with_the_dropout_of_their_configuration(name: str) -> None:
+    model, batch = transformer(name)
+    check_line(model, batch, 2, GLOBAL)
+
+
+def test_every_cut_of_a_mask_is_drawn_by_its_rank() -> None:
+    program = partitioned(air.capture(Awkward(), batch_of(16, 3)), 4)
+    masks = [n for n in program.find("autosp.keep_mask") if n.phase is air.Phase.FORWARD]
+    cuts = [n.result.tensor_type.layout["sp"] for n in masks]
+    assert cuts == [air.Shard(1), air.Shard(0, 3), air.Shard(0, 3), air.Shard(0)]
+    assert all(n.arg("index") is not None for n in masks)
 
 
 class Checkpointed(nn.Module):

@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import Tensor
+
+from autosp_ir.comm.random_masks import GLOBAL
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import TensorType
@@ -19,6 +22,7 @@ _ELEMENTS = frozenset({"dropout", "native_dropout", "alpha_dropout"})
 _FEATURES = frozenset({"feature_dropout", "feature_alpha_dropout"})
 # What dropout in place is recorded as.
 _COINS = "aten.bernoulli.p"
+_LONG = 1009
 # What an element that alpha dropout drops becomes: where the SELU saturates.
 _SATURATION = -1.7580993408473766
 
@@ -28,7 +32,9 @@ def active_dropout(node: Node) -> bool:
     return node.is_op(_COINS) or (base(node) in _ELEMENTS | _FEATURES and not inactive_dropout(node))
 
 
-def draw_mask(rewriter: Rewriter, shape: list[Any], p: float, like: TensorType) -> Value:
+def draw_mask(
+    rewriter: Rewriter, shape: list[Any], p: float, like: TensorType, order: list[int] | None = None
+) -> Value:
     """At the insertion point, draw a state and the mask made from it: bool `shape`.
 
     Args:
@@ -36,10 +42,39 @@ def draw_mask(rewriter: Rewriter, shape: list[Any], p: float, like: TensorType) 
         shape: Extents; scalar values where they are symbolic.
         p: The probability with which an element is dropped.
         like: Type of the tensor that the model drops elements of.
+        order: Its dimensions as they lie in memory, the outermost first, where that is not their own order.
     """
     where = {"device": like.device, "dtype": like.dtype}
-    state = rewriter.create("autosp.random_state", (None, shape, p), where)
-    return rewriter.create("autosp.keep_mask", (state, shape, p), where)
+    drawn = shape if order is None else [shape[dim] for dim in order]
+    state = rewriter.create("autosp.random_state", (None, drawn, p), where)
+    keep = rewriter.create("autosp.keep_mask", (state, drawn, p), where)
+    if order is None:
+        return keep
+    return rewriter.create("aten.permute", (keep, [order.index(dim) for dim in range(len(order))]))
+
+
+def memory_order(node: Node) -> list[int] | None:
+    """The dimensions of a dropout's result as they lie in memory, which is how torch draws; None for their own order.
+
+    torch gives the result, and the mask, the memory order of the operand.
+    """
+    recorded = node.meta.get("val")
+    recorded = recorded[0] if isinstance(recorded, tuple | list) else recorded
+    if not isinstance(recorded, Tensor):
+        return None
+    sizes, strides = (tuple(map(_typical, numbers)) for numbers in (recorded.shape, recorded.stride()))
+    # An extent of one lies anywhere.
+    wide = [dim for dim, size in enumerate(sizes) if size != 1]
+    ordered = sorted(wide, key=lambda dim: -strides[dim])
+    return None if ordered == wide else [*ordered, *(dim for dim, size in enumerate(sizes) if size == 1)]
+
+
+def _typical(extent: Any) -> int:
+    """A size as a number; a symbolic one at a length that nothing else has."""
+    if isinstance(extent, int):
+        return extent
+    expression = extent.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, _LONG)))
 
 
 def extents(rewriter: Rewriter, value: Value) -> list[Any]:
@@ -50,17 +85,18 @@ def extents(rewriter: Rewriter, value: Value) -> list[Any]:
     ]
 
 
-def rewrite_dropouts(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
-    """Replace every active dropout."""
+def rewrite_dropouts(program: Program, rewriter: Rewriter, ctx: PassContext, rng: str) -> None:
+    """Replace every active dropout; only masks of the dense model depend on how its tensors lie in memory."""
     for node in list(program.graph.nodes):
         if not active_dropout(node):
             continue
+        order = memory_order(node) if rng == GLOBAL else None
         with rewriter.rewrite("dropout"):
             if base(node) == "native_dropout":
-                _replace_pair(rewriter, node)
+                _replace_pair(rewriter, node, order)
             else:
                 with rewriter.before(node):
-                    dropped = _dropped(rewriter, node)
+                    dropped = _dropped(rewriter, node, order)
                 rewriter.replace(node, dropped)
         ctx.count("dropouts")
 
@@ -81,14 +117,15 @@ def order_draws(program: Program, rewriter: Rewriter, rng: str) -> None:
         after = node.result
 
 
-def _dropped(rewriter: Rewriter, node: Node) -> Value:
+def _dropped(rewriter: Rewriter, node: Node, order: list[int] | None) -> Value:
     x, p = node.operands[0], float(node.arg("p"))
     if node.is_op(_COINS):
-        heads = draw_mask(rewriter, extents(rewriter, x), 1.0 - p, x.tensor_type)
+        heads = draw_mask(rewriter, extents(rewriter, x), 1.0 - p, x.tensor_type, order)
         return rewriter.create("aten.to.dtype", (heads, x.tensor_type.dtype))
     if p == 1:
         return rewriter.create("aten.mul.Tensor", (x, 0.0))
-    keep = draw_mask(rewriter, _mask_shape(rewriter, node, x), p, x.tensor_type)
+    order = None if base(node) in _FEATURES else order
+    keep = draw_mask(rewriter, _mask_shape(rewriter, node, x), p, x.tensor_type, order)
     if "alpha" in base(node):
         return _saturated(rewriter, x, keep, p)
     return _product(rewriter, x, keep, p)
@@ -117,11 +154,11 @@ def _saturated(rewriter: Rewriter, x: Value, keep: Value, p: float) -> Value:
     return rewriter.create("aten.add.Tensor", (rewriter.create("aten.add.Tensor", (kept, floor)), shift))
 
 
-def _replace_pair(rewriter: Rewriter, node: Node) -> None:
+def _replace_pair(rewriter: Rewriter, node: Node, order: list[int] | None) -> None:
     """`native_dropout` returns the mask too."""
     x, p = node.operands[0], float(node.arg("p"))
     with rewriter.before(node):
-        keep = draw_mask(rewriter, extents(rewriter, x), p, x.tensor_type)
+        keep = draw_mask(rewriter, extents(rewriter, x), p, x.tensor_type, order)
         results = (_product(rewriter, x, keep, p) if p < 1 else rewriter.create("aten.mul.Tensor", (x, 0.0)), keep)
     for reader in list(node.users):
         rewriter.replace(reader, results[reader.args[1]])
@@ -129,4 +166,4 @@ def _replace_pair(rewriter: Rewriter, node: Node) -> None:
         rewriter.erase(node)
 
 
-__all__ = ["active_dropout", "draw_mask", "extents", "order_draws", "rewrite_dropouts"]
+__all__ = ["active_dropout", "draw_mask", "extents", "memory_order", "order_draws", "rewrite_dropouts"]

@@ -15,7 +15,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.pipeline.base import PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
-from autosp_passes._canonicalize.dropout import draw_mask, extents
+from autosp_passes._canonicalize.dropout import draw_mask, extents, memory_order
 from autosp_passes._canonicalize.match import (
     CASTS,
     SAME_VALUES,
@@ -180,12 +180,13 @@ def _keep(rewriter: Rewriter, dropout: Node, scores: Scores) -> Value:
     """The mask of a dropout `[B, H, Sq, Skv]`, drawn where the model draws it: its elements follow one another."""
     with rewriter.before(dropout):
         x = dropout.operands[0]
-        shape, lead = extents(rewriter, x), scores.lead
-        if len(shape) == 3 and lead is None:
-            shape.insert(1, 1)
-        elif len(shape) == 3 and lead is not None and all(isinstance(extent, int) for extent in lead):
-            shape[:1] = lead
-        keep = draw_mask(rewriter, shape, float(dropout.arg("p")), x.tensor_type)
+        shape, lead, order = extents(rewriter, x), scores.lead, memory_order(dropout)
+        if order is None and len(shape) == 3:
+            if lead is None:
+                shape.insert(1, 1)
+            elif all(isinstance(extent, int) for extent in lead):
+                shape[:1] = lead
+        keep = draw_mask(rewriter, shape, float(dropout.arg("p")), x.tensor_type, order)
         return _beside_heads(rewriter, keep, scores)
 
 
