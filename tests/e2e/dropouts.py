@@ -116,7 +116,8 @@ def transformer(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
 
     attention: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64}
     encoder: dict[str, Any] = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, **attention}
-    decoder: dict[str, Any] = {"vocab_size": 97, "hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32, **attention}
+    decoder: dict[str, Any] = {"vocab_size": 97, "hidden_size": 32, "ffn_dim": 48, **attention}
+    decoder["word_embed_proj_dim"] = decoder["hidden_size"]
     sides: dict[str, Any] = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _BART.items()}
     pair: dict[str, Any] = {"vocab_size": 97, "d_model": 32, "decoder_start_token_id": 0}
     made: dict[str, Callable[[], nn.Module]] = {
