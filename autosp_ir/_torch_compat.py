@@ -46,6 +46,12 @@ def reduce_scatter_single(output: torch.Tensor, x: torch.Tensor, group: dist.Pro
     scatter(output, x, group=group)
 
 
+def native_dropout_mask(like: torch.Tensor, p: float) -> torch.Tensor:
+    """The bool mask that torch's CUDA dropout draws for a tensor like this one; True keeps an element."""
+    mask: torch.Tensor = torch.ops.aten.native_dropout(like, p, True)[1]
+    return mask
+
+
 def cpu_flash_attention() -> torch._ops.OpOverload:
     """The fused CPU attention: `(q, k, v, dropout, is_causal, *, attn_mask, scale) -> (out, lse)`."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default

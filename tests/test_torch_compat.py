@@ -70,6 +70,12 @@ def test_dispatch_modes_see_the_casts_of_autocast() -> None:
     assert {id(t) for t in seen.casts} == {id(x), id(w)}
 
 
+def test_native_dropout_mask() -> None:
+    mask = _torch_compat.native_dropout_mask(torch.ones(64, 64), 0.25)
+    assert mask.dtype == torch.bool and mask.shape == (64, 64)
+    assert 0.7 < float(mask.float().mean()) < 0.8
+
+
 def test_cpu_flash_attention_pair() -> None:
     q, k, v = (torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -23,6 +23,7 @@ aten = torch.ops.aten
 
 _CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size"}
 _DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
+_REPRODUCED = {aten.bernoulli.p, aten.scaled_dot_product_attention.default, aten.native_dropout.default}
 _CASTS = {"to", "type_as"}
 _SAME = {"alias", "lift_fresh_copy", "lift_fresh", "lift"}
 _PREFIX = "model."
@@ -262,7 +263,7 @@ def _identity_source(node: fx.Node, operator: str) -> fx.Node | None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return None
-    if operator in _SAME or operator in _DROPOUTS:
+    if operator in _SAME or (operator in _DROPOUTS and _draws_nothing(node)):
         return source
     if node.target is getitem and _operator_name(source) == "broadcast_tensors":
         return _unless_broadcast(node, source)
@@ -281,18 +282,28 @@ def _unless_broadcast(node: fx.Node, broadcast: fx.Node) -> fx.Node | None:
 
 
 def _refuse_random(node: fx.Node) -> None:
-    """Dropout that is active, or a random number that the parallel program could not reproduce."""
+    """A random number that the parallel program could not reproduce; dropout is what `canonicalize` makes exact."""
     target = node.target
     if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return
-    if _argument(node, "train", "training") is False or _argument(node, "p", "dropout_p", "dropout") == 0:
+    if (
+        target.namespace == "autosp"
+        or _operator_name(node) in _DROPOUTS
+        or target in _REPRODUCED
+        or _draws_nothing(node)
+    ):
         return
     stack = _without_prefix(node.meta.get("nn_module_stack") or {})
     module = next((path for path, _ in reversed(list(stack.values())) if path), "the model")
     raise UnsupportedError(
         f"{target} in {module} draws random numbers, which ranks would draw differently{where(node)}",
-        hint="call model.eval() before capturing, or set the dropout probability to 0 in the model's configuration",
+        hint="draw it outside the model and pass it in, or call model.eval() before capturing; dropout may be active",
     )
+
+
+def _draws_nothing(node: fx.Node) -> bool:
+    """Whether a random operation is switched off."""
+    return _argument(node, "train", "training") is False or _argument(node, "p", "dropout_p", "dropout") == 0
 
 
 def _refuse_value_dependent_shape(node: fx.Node) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autosp_ir.comm import attention as _attention_operator  # noqa: F401 - registers autosp::attention
+from autosp_ir.comm import random_masks as _random_operators  # noqa: F401 - registers autosp::keep_mask
 from autosp_ir.errors import UnsupportedError
 
 IMPLEMENTATION = "autosp_capture"
@@ -178,12 +179,6 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: `[B, H, S, D]` in, `[B, S, H, D]` out, keys and values unexpanded."""
     _refuse_unknown(name, kwargs)
-    if dropout:
-        raise UnsupportedError(
-            f"attention dropout {dropout} is active in {name}; dropout is not supported yet",
-            hint="call model.eval() before capturing, or set config.attention_dropout = 0.0 "
-            "(GPT-2: attn_pdrop, resid_pdrop, embd_pdrop)",
-        )
     causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if causal and not _same(query.shape[2], key.shape[2]):
         raise UnsupportedError(
@@ -191,7 +186,9 @@ def _attention(
             hint="train without a cache, on whole sequences",
         )
     bias = attention_mask if position_bias is None else _biased(position_bias, attention_mask)
-    attributes = {"causal": causal, "scale": scaling, "softcap": softcap}
+    attributes: dict[str, Any] = {"causal": causal, "scale": scaling, "softcap": softcap}
+    if dropout:
+        attributes |= {"dropout": dropout, "keep": _keep(query, key, dropout)}
     out, _ = torch.ops.autosp.attention(query, key, value, bias, **attributes)
     return out.transpose(1, 2).contiguous(), None
 
@@ -203,6 +200,15 @@ def _biased(position_bias: Tensor, mask: Tensor | None) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.where(mask, position_bias, torch.finfo(position_bias.dtype).min)
     return position_bias + mask
+
+
+def _keep(query: Tensor, key: Tensor, dropout: float) -> Tensor:
+    """Which probabilities dropout keeps: bool `[B, H, Sq, Skv]`, as eager attention draws them."""
+    shape = [*query.shape[:3], key.shape[2]]
+    where = {"device": query.device, "dtype": query.dtype}
+    state = torch.ops.autosp.random_state(None, shape, dropout, **where)
+    keep: Tensor = torch.ops.autosp.keep_mask(state, shape, dropout, **where)
+    return keep
 
 
 def _same(a: Any, b: Any) -> bool:

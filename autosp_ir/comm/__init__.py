@@ -7,4 +7,5 @@ from autosp_ir.comm import attention as attention
 from autosp_ir.comm import chunks as chunks
 from autosp_ir.comm import grouped_products as grouped_products
 from autosp_ir.comm import ops as ops
+from autosp_ir.comm import random_masks as random_masks
 from autosp_ir.comm import wide_products as wide_products

@@ -7,7 +7,9 @@ depends on the rank. Kept on the CPU, positions that run on are recognised witho
 `scale * q @ k.T`, bounded as `softcap * tanh(scores / softcap)` where that is given, then biased and masked.
 `local_axis` says that along this mesh axis every rank attends with its own queries to its own keys only. `lse` is the
 log of the softmax's denominator, so that partial results over blocks of keys can be merged, and it is differentiable.
-A query that sees no key gives out 0 and lse -inf. `attention_bias_backward` is the backward of a learned bias.
+A query that sees no key gives out 0 and lse -inf. With `dropout`, `keep`
+says which probabilities stay; they are divided by `1 - dropout`, and `lse` knows nothing of it.
+`attention_bias_backward` is the backward of a learned bias.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from autosp_ir.comm import attention_kernels
 from autosp_ir.comm.attention_checks import (
     check,
     check_bias,
+    check_keep,
     check_operands,
     check_positions,
     last_position,
@@ -38,7 +41,7 @@ _MASKS, _TOKENS = ("bias", "segment_ids"), 2
 _ATTRIBUTES = (
     "bool causal=False, SymInt? window=None, SymInt q_offset=0, SymInt kv_offset=0, "
     "float? scale=None, float dropout=0.0, float? softcap=None, Tensor? q_positions=None, Tensor? kv_positions=None, "
-    "str? local_axis=None"
+    "str? local_axis=None, Tensor? keep=None"
 )
 SCHEMAS = (
     "attention(Tensor q, Tensor k, Tensor v, Tensor? bias=None, Tensor? segment_ids=None, "
@@ -74,8 +77,10 @@ def _call(
     softcap: float | None,
     q_positions: Tensor | None,
     kv_positions: Tensor | None,
+    keep: Tensor | None,
 ) -> Call:
     check(q, k, v, bias, segment_ids, window, dropout, softcap)
+    check_keep(keep, dropout, (*q.shape[:3], k.shape[2]))
     check_positions(q_positions, q.shape[2], q_offset, "q")
     check_positions(kv_positions, k.shape[2], kv_offset, "kv")
     q_offset, q_positions = located(q_positions, q_offset)
@@ -92,7 +97,21 @@ def _call(
     if window is None and q_positions is None and last_key <= q_offset:
         causal = False  # every key lies behind every query: nothing is hidden
     return Call(
-        q, k, v, bias, segment_ids, causal, window, q_offset, kv_offset, factor, softcap, q_positions, kv_positions
+        q,
+        k,
+        v,
+        bias,
+        segment_ids,
+        causal,
+        window,
+        q_offset,
+        kv_offset,
+        factor,
+        softcap,
+        q_positions,
+        kv_positions,
+        keep,
+        1.0 / (1.0 - dropout),
     )
 
 
@@ -112,6 +131,7 @@ def _shape(
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     check(q, k, v, bias, segment_ids, window, dropout, softcap)
     check_positions(q_positions, q.shape[2], q_offset, "q")
@@ -140,6 +160,7 @@ def _backward_shape(
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check(q, k, v, bias, segment_ids, window, dropout, softcap)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
@@ -161,8 +182,9 @@ def _attention(
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions)
+    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions, keep)
     call = _call(q, k, v, bias, segment_ids, causal, window, *where)
     return attention_kernels.forward(call)
 
@@ -187,8 +209,9 @@ def _attention_backward(
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions)
+    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions, keep)
     call = _call(q, k, v, bias, segment_ids, causal, window, *where)
     return attention_kernels.backward(call, dout, dlse, out, lse)
 
@@ -226,28 +249,30 @@ def _attention_bias_backward(
     q_positions: Tensor | None = None,
     kv_positions: Tensor | None = None,
     local_axis: str | None = None,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions)
+    where = (q_offset, kv_offset, scale, dropout, softcap, q_positions, kv_positions, keep)
     call = _call(q, k, v, bias, segment_ids, causal, window, *where)
     return attention_kernels.bias_backward(call, bias, dout, dlse, out, lse)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, bias, segment_ids, *attributes, q_positions, kv_positions, local_axis = inputs
+    q, k, v, bias, segment_ids, *attributes, q_positions, kv_positions, local_axis, keep = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, bias, segment_ids, *output, q_positions, kv_positions)
+    ctx.save_for_backward(q, k, v, bias, segment_ids, *output, keep, q_positions, kv_positions)
     ctx.attributes, ctx.local_axis = attributes, local_axis
 
 
 def _gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, bias, segment_ids, out, lse, *positions = ctx.saved_tensors
-    none = (None,) * (4 + len(ctx.attributes))
+    q, k, v, bias, segment_ids, out, lse, keep, *positions = ctx.saved_tensors
+    none = (None,) * (5 + len(ctx.attributes))
     if dout is None and dlse is None:
         return (None, None, None, None, *none)
     dout = torch.zeros_like(out) if dout is None else dout
     learned = bias is not None and ctx.needs_input_grad[3]
     backward = torch.ops.autosp.attention_bias_backward if learned else torch.ops.autosp.attention_backward
-    gradients = backward(dout, dlse, q, k, v, bias, segment_ids, out, lse, *ctx.attributes, *positions, ctx.local_axis)
+    where = (*positions, ctx.local_axis, keep)
+    gradients = backward(dout, dlse, q, k, v, bias, segment_ids, out, lse, *ctx.attributes, *where)
     return (*gradients, *none) if learned else (*gradients, None, *none)
 
 
@@ -292,6 +317,10 @@ def _infer(node: Node) -> TupleType:
     if bias is not None:
         lengths = bias.shape[-2:] if unresolved else (q.shape[2], k.shape[2])
         check_bias(bias, (*q.shape[:2], *lengths))
+    keep = node.arg("keep")
+    if not unresolved:
+        kept = keep.tensor_type if isinstance(keep, Value) else None
+        check_keep(kept, node.arg("dropout"), (*q.shape[:3], k.shape[2]))
     out = TensorType((*q.shape[:3], v.shape[3]), q.dtype, q.device)
     return TupleType((out, TensorType(q.shape[:3], lse_dtype(q.dtype), q.device)))
 

@@ -40,10 +40,9 @@ def check_operands(
     softcap: float | None,
 ) -> None:
     """Refuse operands and attributes that no kernel computes, the bias aside."""
-    if dropout:
+    if not 0 <= dropout < 1:
         raise UnsupportedError(
-            f"attention with dropout {dropout} is not supported",
-            hint="set the model's attention dropout to 0 (transformers: config.attention_dropout = 0.0)",
+            f"attention cannot drop out with probability {dropout}", hint="use a dropout of at least 0 and below 1"
         )
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise UnsupportedError(
@@ -72,6 +71,23 @@ def check_operands(
         raise UnsupportedError(
             f"segment_ids must be integers of shape [B, S], got {segment_ids.dtype} with {segment_ids.ndim} dimensions",
             hint="give every token the integer id of its document",
+        )
+
+
+def check_keep(keep: Described | None, dropout: float, scores: Sequence[Dim]) -> None:
+    """Refuse dropout without the mask that says what it keeps, and a mask that is not of the scores' shape."""
+    if (keep is None) != (dropout == 0):
+        raise UnsupportedError(
+            f"attention with dropout {dropout} is given {'no ' if keep is None else 'a '}mask of what is kept",
+            hint="pass keep=, drawn by autosp.keep_mask, together with dropout=",
+        )
+    if keep is None:
+        return
+    fits = keep.ndim == 4 and not any(_differ(a, b) for a, b in zip(keep.shape, scores, strict=True))
+    if not fits or keep.dtype != torch.bool:
+        raise UnsupportedError(
+            f"the dropout mask {list(keep.shape)} of {keep.dtype} does not fit scores of shape {list(scores)}",
+            hint="draw one bool for every query, key and head",
         )
 
 

@@ -46,6 +46,8 @@ class Call:
         softcap: Bounds the scaled scores to `softcap * tanh(scores / softcap)`, in front of bias and masks.
         q_positions: Global positions of the queries, where `q_offset` does not say them.
         kv_positions: Global positions of the keys, where `kv_offset` does not say them.
+        keep: Bool [B, Hq, Sq, Skv]: the probabilities that dropout keeps.
+        kept_scale: Factor on those.
     """
 
     q: Tensor
@@ -61,6 +63,8 @@ class Call:
     softcap: float | None = None
     q_positions: Tensor | None = None
     kv_positions: Tensor | None = None
+    keep: Tensor | None = None
+    kept_scale: float = 1.0
 
     @property
     def groups(self) -> int:
@@ -70,7 +74,7 @@ class Call:
     @property
     def plain(self) -> bool:
         """Full attention, or causal attention of equal lengths at equal offsets, on tensors that are not empty."""
-        if any(x is not None for x in (self.bias, self.segment_ids, self.window, self.softcap)):
+        if any(x is not None for x in (self.bias, self.segment_ids, self.window, self.softcap, self.keep)):
             return False
         if self.q.numel() == 0 or self.k.numel() == 0 or self.q.shape[-1] != self.v.shape[-1]:
             return False
@@ -252,7 +256,7 @@ def _blockwise_forward(call: Call) -> tuple[Tensor, Tensor]:
             shift = new_top.masked_fill(new_top == -math.inf, 0.0)
             weights, keep = torch.exp(scores - shift), torch.exp(top - shift)
             total = total * keep + weights.sum(-1, keepdim=True)
-            acc = acc * keep + _matmul(weights, v[..., column, :])
+            acc = acc * keep + _matmul(_kept(call, weights, row, column), v[..., column, :])
             top = new_top
         shift = top.masked_fill(top == -math.inf, 0.0)
         out[..., row, :] = acc / total.masked_fill(total == 0, 1.0)
@@ -278,7 +282,7 @@ def _blockwise_backward(
         for column in columns:
             free = _scores(call, q, k, row, column)
             scores = _masked(call, free, row, column)
-            dweights = _matmul(dout[..., row, :], v[..., column, :].mT)
+            dweights = _kept(call, _matmul(dout[..., row, :], v[..., column, :].mT), row, column)
             if len(columns) == 1 and dlse is None:
                 # Weights rebuilt from a rounded lse are a fifth less exact than those of whole rows.
                 weights = torch.softmax(scores, -1).masked_fill(empty[..., row, :], 0.0)
@@ -293,7 +297,7 @@ def _blockwise_backward(
             dscores = dscores * call.scale
             dq[..., row, :] += _matmul(dscores, k[..., column, :])
             dk[..., column, :] += _matmul_over_rows(dscores, q[..., row, :])
-            dv[..., column, :] += _matmul_over_rows(weights, dout[..., row, :])
+            dv[..., column, :] += _matmul_over_rows(_kept(call, weights, row, column), dout[..., row, :])
     dtype = call.q.dtype
     return dq.flatten(1, 2).to(dtype), dk.to(dtype), dv.to(dtype)
 
@@ -350,6 +354,14 @@ def _masked(call: Call, scores: Tensor, row: slice, column: slice) -> Tensor:
         scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias.to(scores.dtype)
     hidden = _hidden(call, row, column)
     return scores if hidden is None else scores.masked_fill(hidden, -math.inf)
+
+
+def _kept(call: Call, tile: Tensor, row: slice, column: slice) -> Tensor:
+    """What dropout leaves of one tile [B, Hkv, G, rows, columns] of probabilities, or of their gradient."""
+    if call.keep is None:
+        return tile
+    keep: Tensor = call.keep[:, :, row, column].unflatten(1, (-1, call.groups))
+    return tile * keep * call.kept_scale
 
 
 def _bias_tile(call: Call, bias: Tensor, row: slice, column: slice) -> Tensor:

@@ -41,6 +41,27 @@ def check_layouts(program: Program) -> None:
 
 
 @register_check
+def check_masks_are_read(program: Program) -> None:
+    """Every state that canonicalize drew for a mask is still read through one: a lost mask is a lost dropout.
+
+    Raises:
+        VerifyError: A mask is gone.
+    """
+    if "canonical" not in program.facts:
+        return
+    for node in program.graph.nodes:
+        if not node.is_op("autosp.random_state") or node.arg("unread"):
+            continue
+        if not any(u.is_op("autosp.keep_mask") and u.result.uses for u in node.users):
+            raise VerifyError(
+                f"nothing reads the dropout mask of %{node.name} any more, so its dropout is lost",
+                node=node,
+                hint="hand `dropout` and `keep` of an attention on to what replaces it, or set unread=True on a state "
+                "whose dropout nothing needs",
+            )
+
+
+@register_check
 def check_operator_axes(program: Program) -> None:
     """Every operator over an axis was made for the size that the mesh gives this axis, 1 for an axis it lacks.
 

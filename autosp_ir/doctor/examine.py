@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 from torch import nn
 
 from autosp_ir.capture.batch import plan_call
+from autosp_ir.comm.random_masks import GLOBAL
 from autosp_ir.doctor.findings import Diagnosis, Failure, RankFinding, Verdict
 from autosp_ir.doctor.placements import Placements
 from autosp_ir.errors import AutoSPError, PassError, PipelineError, SimulationError
 from autosp_ir.ir.program import Program
+from autosp_ir.pipeline.drawing import drawing
 from autosp_ir.pipeline.instrument import Instrument
 from autosp_ir.pipeline.manager import PassManager, PassResult
 from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
@@ -50,7 +52,8 @@ def diagnose(
     """Say for each number of ranks whether a model's step is exact, or why it is refused; nothing is raised for either.
 
     The captured program is compared with the eager model in the model's own precision. What the passes make of it
-    runs on all ranks, simulated in one process in float64, and loss, outputs and every gradient are compared.
+    runs on all ranks, simulated in one process in float64, and loss, outputs and every gradient are compared. Active
+    dropout draws the dense model's masks.
 
     Args:
         model: With real weights; it is not changed.
@@ -132,7 +135,9 @@ class _Examination:
         return found if something_cut and not watched.gathers else replace(found, verdict=Verdict.EXACT_WITH_GATHERS)
 
     def _run(self, program: Program, ranks: int, watched: Instrument) -> PassResult:
-        manager = PassManager(self.pipeline, instruments=[watched], reproducer=False)
+        # Masks of the dense model: with masks of their own, ranks cannot be compared with it.
+        passes = drawing(PassManager(self.pipeline).passes, GLOBAL)
+        manager = PassManager(passes, instruments=[watched], reproducer=False)
         return manager.run(program, mesh={self.axis: ranks}, strict=self.strict)
 
 

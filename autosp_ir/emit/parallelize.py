@@ -24,12 +24,14 @@ from autosp_ir.emit.step import EmittedStep
 from autosp_ir.errors import PipelineError, RuntimeMismatchError, UnsupportedError
 from autosp_ir.ir.program import Program, Stage
 from autosp_ir.pipeline.base import Pass
+from autosp_ir.pipeline.drawing import drawing
 from autosp_ir.pipeline.manager import PassManager
 from autosp_ir.pipeline.registry import format_pipeline, get_pass, parse_pipeline
 from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
 
 Backend = Literal["inductor", "aot_eager", "eager"]
 GradSync = Literal["in_graph", "external"]
+Rng = Literal["per_rank", "global"]
 
 _FINISHING = ("differentiate", "remat", "grad-sync", "lower-comm")
 _BACKENDS = ("inductor", "aot_eager", "eager")
@@ -107,7 +109,7 @@ def parallelize(
     strict: bool = False,
     memory_budget: float | None = None,
     grad_sync: GradSync = "in_graph",
-    rng: str = "per_rank",
+    rng: Rng = "per_rank",
 ) -> nn.Module:
     """Spread one sequence of a model's training step over the ranks of a mesh axis.
 
@@ -126,7 +128,9 @@ def parallelize(
         strict: Refuse an operation that cannot keep its tokens sharded, instead of running it replicated.
         memory_budget: Bytes a rank may use.
         grad_sync: `in_graph` returns the complete gradient on every rank; `external` leaves the sum to DDP or FSDP.
-        rng: How random operations draw.
+        rng: How dropout draws. `per_rank`: every rank draws for its own tokens, in no more memory than they take.
+            `global`: every rank draws the dense model's masks and keeps its part. A `rng=` that the pipeline gives to
+            `canonicalize` wins.
 
     Returns:
         The model with another forward; `step(**batch).loss.backward()` gives the dense model's gradients.
@@ -137,9 +141,9 @@ def parallelize(
         RuntimeMismatchError: The running ranks do not match the mesh.
     """
     _check_backend(backend)
-    _refuse_unbuilt(memory_budget, rng)
+    _refuse_unbuilt(memory_budget)
     size = _axis_size(mesh, sp_axis)
-    manager = PassManager(_pipeline(pipeline, backend, sp_axis, grad_sync))
+    manager = PassManager(drawing(_pipeline(pipeline, backend, sp_axis, grad_sync), rng))
 
     def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ProgramRunner, CaptureInfo]:
         example: Any = kwargs if not args else (args if not kwargs else _as_mapping(model, args, kwargs))
@@ -171,14 +175,10 @@ def _as_mapping(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
-def _refuse_unbuilt(memory_budget: float | None, rng: str) -> None:
+def _refuse_unbuilt(memory_budget: float | None) -> None:
     if memory_budget is not None:
         raise UnsupportedError(
             "memory_budget is not supported yet", hint="choose a pipeline with remat{policy=min-cut} instead"
-        )
-    if rng != "per_rank":
-        raise UnsupportedError(
-            f"rng={rng!r} is not supported", hint='use rng="per_rank"; random operations are refused'
         )
 
 

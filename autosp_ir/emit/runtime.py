@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from autosp_ir.capture.autocast import Autocast
 from autosp_ir.capture.facts import facts_of
 from autosp_ir.capture.info import CaptureInfo
-from autosp_ir.emit.agreement import check_same_batch
+from autosp_ir.comm.random_masks import generator_state
+from autosp_ir.emit.agreement import check_same_batch, check_same_random_state
 from autosp_ir.emit.binding import MeshBinding
+from autosp_ir.emit.draws import dropout_probabilities, shared_generators
 from autosp_ir.emit.step import EmittedStep
 from autosp_ir.errors import RuntimeMismatchError
 from autosp_ir.ir.program import InputKind, Program
@@ -36,6 +38,7 @@ class ProgramRunner:
         self._step = step
         self._binding = binding
         self._agreed = False
+        self._shared = shared_generators(program)
         self._names = [s.target for s in program.signature.inputs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
         self._expected = {
             s.target: (program.graph.value(s.name).tensor_type.dtype, s.requires_grad)
@@ -52,6 +55,10 @@ class ProgramRunner:
             for axis, group in self._binding.groups.items():
                 check_same_batch(inputs, group, axis, settings)
             self._agreed = True
+        if self._shared:
+            # Every step: a rank that drew a number of its own in between would go wrong in silence.
+            for axis, group in self._binding.groups.items():
+                check_same_random_state({str(d): generator_state(d) for d in self._shared}, group, axis)
         return info.rebuild(self._step(tensors, inputs))
 
     def _check_parameters(self, tensors: Mapping[str, Tensor]) -> None:
@@ -177,7 +184,8 @@ def _call_key(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 def _module_key(module: nn.Module) -> tuple[Any, ...]:
     trained = tuple(p.requires_grad for p in module.parameters())
-    return (module.training, trained, tuple(p.dtype for p in module.parameters()))
+    modes = hash(tuple(m.training for m in module.modules()))
+    return (modes, dropout_probabilities(module), trained, tuple(p.dtype for p in module.parameters()))
 
 
 def lookup(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:

@@ -98,6 +98,7 @@ _AUTOSP_TRAITS = {
     "attention": {Trait.PURE, Trait.ATTENTION},
     "attention_backward": {Trait.PURE, Trait.ATTENTION},
     "attention_bias_backward": {Trait.PURE, Trait.ATTENTION},
+    "random_state": {Trait.RANDOM},
 }
 
 

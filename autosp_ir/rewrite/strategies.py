@@ -33,13 +33,19 @@ def attention_arguments(node: Node) -> dict[str, Any]:
     """The arguments of an attention that hold wherever its tokens stand: all but q, k, v, bias and the positions.
 
     Raises:
-        UnsupportedError: It says itself where its tokens stand, by offsets or positions.
+        UnsupportedError: It says itself where its tokens stand, by offsets or positions; or it drops probabilities.
     """
     if node.arg("q_offset") or node.arg("kv_offset") or node.arg("q_positions") or node.arg("kv_positions"):
         raise UnsupportedError(
             f"%{node.name} says where its tokens stand already",
             node=node,
             hint="run the strategy on attention as token-partition leaves it",
+        )
+    if node.arg("keep") is not None:
+        raise UnsupportedError(
+            f"%{node.name} drops out attention probabilities, whose mask this strategy does not place",
+            node=node,
+            hint="use `ulysses`, or set the model's attention dropout to 0",
         )
     return {name: value for name in _ATTRIBUTES if (value := node.arg(name)) is not None}
 

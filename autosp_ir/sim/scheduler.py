@@ -64,7 +64,8 @@ class Scheduler:
         self._ranks = ranks
         self._waiting: dict[int, Request] = {}
         self._outputs: dict[int, list[Any]] = {}
-        self._states: dict[int, Tensor] = {}
+        self._states: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self._cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         self._seed = seed
         self._random = random
         self.comm: list[CommRecord] = []
@@ -76,7 +77,7 @@ class Scheduler:
             DeadlockError: The ranks of a group issue different collectives, or some issue more than others.
             SimulationError: An operation failed.
         """
-        with torch.random.fork_rng(devices=[], enabled=self._random):
+        with torch.random.fork_rng(devices=self._cuda, enabled=self._random):
             for rank in range(self._mesh.size):
                 self._advance(rank, None)
             while self._waiting:
@@ -97,11 +98,14 @@ class Scheduler:
             yield
             return
         if rank in self._states:
-            torch.set_rng_state(self._states[rank])
+            cpu, cuda = self._states[rank]
+            torch.set_rng_state(cpu)
+            for device, state in zip(self._cuda, cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
         else:
             torch.manual_seed(self._seed)
         yield
-        self._states[rank] = torch.get_rng_state()
+        self._states[rank] = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self._cuda]
 
     def _next_group(self) -> tuple[int, ...]:
         """A group all of whose ranks have arrived at one and the same collective."""

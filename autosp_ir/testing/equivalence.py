@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
-from autosp_ir.errors import AutoSPError
+from autosp_ir.comm.random_masks import GLOBAL
+from autosp_ir.errors import AutoSPError, UnsupportedError
 from autosp_ir.ir.program import Program
 from autosp_ir.sim.lockstep import Simulation, simulate
 from autosp_ir.testing.compare import (
@@ -33,6 +34,9 @@ from autosp_ir.testing.compare import (
 from autosp_ir.testing.eager import EagerRun, run_eagerly
 from autosp_ir.testing.promote import floating_dtypes, promote, promote_batch
 from autosp_ir.testing.unresolved import with_gathered_attention
+
+# Where every run's random numbers start; a dropout of one is that of all, if it is drawn with rng="global".
+_SEED = 0
 
 # Of the coarsest dtype that a model computes in: error that two kernels for the same formula may show, and the part
 # of the largest gradient below which rounding noise drowns a gradient.
@@ -108,19 +112,26 @@ class DenseReference:
         # Attention as it is defined. torch's CPU kernel recomputes probabilities from their logarithmic sum, which a
         # query that attends to nothing loses to rounding when its mask adds a large finite number: wrong gradients.
         with sdpa_kernel(SDPBackend.MATH):
-            eager = run_eagerly(model, program.capture, batch)
-            own = simulate(program, batch, tangents=eager.tangents)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_SEED)
+                eager = run_eagerly(model, program.capture, batch)
+            own = simulate(program, batch, tangents=eager.tangents, seed=_SEED)
         tangents = {name: tangent.double() for name, tangent in eager.tangents.items()}
         # The joint program of the first run is promoted: differentiating again would take most of the time.
-        wide = simulate(promote(own.program), promote_batch(batch), tangents=tangents)
+        wide = simulate(promote(own.program), promote_batch(batch), tangents=tangents, seed=_SEED)
         return DenseReference(batch, program, _capture_report(program, own, eager), wide, tangents)
 
     def compare(self, program: Program, rtol: float = 1e-10) -> Equivalence:
         """Run a program of any stage, promoted to float64, on all its ranks and compare.
 
         Attention that no strategy pass has resolved yet runs on gathered tokens.
+
+        Raises:
+            UnsupportedError: Ranks draw masks of their own, so that nothing can be the dense model's.
         """
-        found = simulate(promote(with_gathered_attention(program)), promote_batch(self.batch), tangents=self.tangents)
+        _refuse_own_masks(program)
+        runnable = promote(with_gathered_attention(program))
+        found = simulate(runnable, promote_batch(self.batch), tangents=self.tangents, seed=_SEED)
         return Equivalence(self.capture, compare_runs(found, self.simulation, rtol=rtol, title=_title(program)))
 
     def check(self, program: Program, rtol: float = 1e-10) -> Equivalence:
@@ -194,6 +205,16 @@ def compare_runs(
         GRADIENT, found.grads, expected.grads, floor=gradient_floor(expected.grads.values(), floor)
     )
     return report
+
+
+def _refuse_own_masks(program: Program) -> None:
+    for node in program.find("autosp.keep_mask"):
+        if node.arg("rng") != GLOBAL:
+            raise UnsupportedError(
+                f"%{node.name} is a dropout mask that the dense model does not draw",
+                node=node,
+                hint="compare a program of canonicalize{rng=global}, or call model.eval() before capturing",
+            )
 
 
 def _capture_report(program: Program, own: Simulation, eager: EagerRun) -> Report:

@@ -12,6 +12,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import INVARIANT, Dim, Partial, Placement, Shard, TensorType
 from autosp_ir.pipeline.base import PassContext
+from autosp_ir.rewrite.random_masks import drawn_per_rank, of_shape
 from autosp_passes._token_walk import Result, TokenWalk, user_inputs
 
 _TOKENS = Shard(2)
@@ -98,13 +99,23 @@ class PadWalk(TokenWalk):
         return self._make("aten.arange", self._padded, dtype=torch.int64, device=device, pin_memory=False)
 
     def enter(self, value: Value, shard: Shard, *, fill: float | None, before: Node) -> Value:
-        """Pad a value of true length."""
+        """Pad a value of true length. A mask that nobody else draws is drawn at the padded length instead."""
+        if drawn_per_rank(value) is not None:
+            return self._longer_mask(value, shard, before)
         opened, dim = self.blocked(value, shard, before=before)
         origin = value.producer
         padded = self.op("aten.index_select", opened, dim, self.row_index, before=before, origin=origin)
         if fill is not None:
             padded = self._masked(padded, dim, fill, before)
         return self.unblocked(padded, value, shard, before=before)
+
+    def _longer_mask(self, mask: Value, shard: Shard, before: Node) -> Value:
+        shape = [
+            self.scaled(extent, before=before) if dim == shard.dim else extent
+            for dim, extent in enumerate(mask.producer.arg("shape"))
+        ]
+        with self.rewriter.before(before):
+            return of_shape(self.rewriter, mask, shape)
 
     def _masked(self, value: Value, dim: int, fill: float, before: Node) -> Value:
         origin = value.producer
@@ -192,9 +203,18 @@ class PadWalk(TokenWalk):
             self.substitute(node, bias, self._padded_bias(node, bias))
         if (not node.arg("causal") and bias is None) or segments is not None:
             self.rewriter.set_args(node, *node.with_arg("segment_ids", self._segments(node, segments)))
+        keep = node.arg("keep")
+        if keep is not None:
+            self.substitute(node, keep, self._padded_keep(node, keep))
         self.place(node, (_TOKENS, _TOKENS))
         self._retype(node)
         return True
+
+    def _padded_keep(self, node: Node, keep: Value) -> Value:
+        """A dropout mask of padded queries and keys; what it says of padding is read by nobody."""
+        rows = self.form(keep, Shard(2), before=node)
+        self.placed[rows] = INVARIANT
+        return self.form(rows, Shard(3), before=node)
 
     def _covers_scores(self, bias: Value) -> bool:
         """Whether a bias has rows (or one for all) and a column for every token."""

@@ -63,7 +63,8 @@ class TokenMap:
     def _local(self, program: Program) -> Dim | None:
         """Tokens of one rank: what an input is cut to."""
         for node in program.graph.nodes:
-            if node.is_op("autosp.shard") and node.arg("axis") == self._axis:
+            numbers_ranks = any(u.is_op("autosp.keep_mask") for u in node.users)
+            if node.is_op("autosp.shard") and node.arg("axis") == self._axis and not numbers_ranks:
                 kind = node.result.tensor_type
                 extent: Dim = kind.shape[node.arg("dim") % kind.ndim]
                 return extent
@@ -148,7 +149,9 @@ class _Finder:
 
     @staticmethod
     def _may(node: Node) -> bool:
-        return node.op.kind == "call_function" and not node.op.traits & _NEVER and "attention" not in node.op.name
+        # A mask is drawn once for all chunks, and cut like other operands.
+        whole = "attention" in node.op.name or node.is_op("autosp.keep_mask")
+        return node.op.kind == "call_function" and not node.op.traits & _NEVER and not whole
 
     def _grow(self, seed: Node) -> set[Node]:
         """The operations connected to the seed by wide values."""

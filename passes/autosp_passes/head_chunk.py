@@ -24,7 +24,8 @@ class HeadChunk(Pass):
     """Cut every resolved attention into groups of heads: `head-chunk{chunks=2}`.
 
     The exchanges around an attention are cut with it. An attention whose heads do not divide, whose bias differs by
-    head, or whose queries, keys and values travel in one collective stays whole, with a remark.
+    head, whose probabilities drop out, or whose queries, keys and values travel in one collective stays whole, with a
+    remark.
     """
 
     name = "head-chunk"
@@ -140,6 +141,8 @@ class _Site(NamedTuple):
         bias = self.node.arg("bias")
         if isinstance(bias, Value) and bias.tensor_type.ndim >= 3 and bias.tensor_type.shape[-3] != 1:
             return "its bias differs by head"
+        if self.node.arg("keep") is not None:
+            return "its dropout mask differs by head"
         if any(u.is_op("operator.getitem") and u.args[1] == 1 for u in self.node.users):
             return "the denominators of its softmax are read"
         return None

@@ -19,6 +19,7 @@ from autosp_ir.ir.program import InputKind, OutputKind, Program
 from autosp_ir.ir.types import ScalarType, TensorType, TupleType
 from autosp_ir.ir.verify import output_leaves
 from autosp_ir.pipeline.base import Pass, PassContext
+from autosp_ir.rewrite.random_masks import replayed_masks
 from autosp_ir.rewrite.rewriter import Rewriter
 
 _NEVER_AGAIN = frozenset({Trait.COLLECTIVE, Trait.ATTENTION, Trait.RANDOM, Trait.MUTATES})
@@ -29,7 +30,8 @@ _UNDECLARED_VIEWS = ("aten._unsafe_view",)
 class Remat(Pass):
     """Decide the saved set of a joint program.
 
-    Collectives, attention and random operations are never computed again. A view is taken again from its base, which
+    Collectives, attention and random operations are never computed again; a dropout mask may be, from the state that
+    was drawn for it, and gives the same. A view is taken again from its base, which
     shares its storage; views of parameters and inputs cost nothing. What `tile` made for one chunk of tokens is always
     computed again: keeping it for every chunk would keep the whole.
     """
@@ -63,6 +65,8 @@ class Remat(Pass):
             return
         rewriter = ctx.rewriter(program)
         again = set(chunk_values(program))
+        if self.options.policy != "save-all":
+            again |= replayed_masks(program)
         chosen = None if self.options.policy == "save-all" else min_cut_saved(program, again, self.options.aggressive)
         _Materialiser(program, rewriter, chosen, again).run()
         rewriter.dead_code()

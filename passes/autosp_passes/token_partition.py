@@ -10,6 +10,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import InputKind, Program
 from autosp_ir.ir.types import INVARIANT, REPLICATE, Dim, Partial, Placement, Shard, TupleType, map_tensors
 from autosp_ir.pipeline.base import Pass, PassContext
+from autosp_ir.rewrite.random_masks import drawn_per_rank, own_part
 from autosp_passes._means import split_means
 from autosp_passes._token_walk import Result, TokenWalk, check_mesh_axis
 
@@ -74,11 +75,21 @@ class PartitionWalk(TokenWalk):
     """The token walk whose shards are slices on ranks."""
 
     def enter(self, value: Value, shard: Shard, *, fill: float | None, before: Node) -> Value:
-        """Own slice of a whole value."""
+        """Own slice of a whole value; of a mask that ranks may draw apart, one of its own."""
         del fill
+        if drawn_per_rank(value) is not None and isinstance(shard.outer, int):
+            return self._own_mask(value, shard, shard.outer, before)
         opened, dim = self.blocked(value, shard, before=before)
         cut = self.op("autosp.shard", opened, dim, self.axis, self.size, before=before, origin=value.producer)
         return self.unblocked(cut, value, shard, before=before)
+
+    def _own_mask(self, mask: Value, shard: Shard, outer: int, before: Node) -> Value:
+        shape = [
+            self.scaled(extent, before=before) if dim == shard.dim else extent
+            for dim, extent in enumerate(mask.producer.arg("shape"))
+        ]
+        with self.rewriter.before(before):
+            return own_part(self.rewriter, mask, shape, shard.dim, self.axis, self.size, outer)
 
     def leave(self, value: Value, placement: Placement, *, before: Node) -> Value:
         """All-gather a shard, or sum a partial value."""

@@ -15,6 +15,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import INVARIANT, Shard, TensorType
 from autosp_ir.pipeline.base import Pass, PassContext
+from autosp_ir.rewrite.random_masks import drawn_per_rank, own_part
 from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_passes._token_walk import check_mesh_axis
 
@@ -105,6 +106,8 @@ class _Exchange:
                 self.square = bias
             extra = {"bias": bias, "segment_ids": self.node.arg("segment_ids")}
             attributes = {n: self.node.arg(n) for n in _ATTRIBUTES}
+            if self.node.arg("keep") is not None:
+                attributes |= {"dropout": self.node.arg("dropout"), "keep": self._keep(self.node.arg("keep"))}
             pair = self._op("autosp.attention", q, k, v, **self._set(extra), **self._set(attributes))
             out = self._back(pair, 0)
             lse = self._back(pair, 1) if self._lse_is_read() else None
@@ -188,6 +191,13 @@ class _Exchange:
         if head_dim < 0 or bias.tensor_type.shape[head_dim] == 1:
             return self._once(bias, "whole", self._for_all_heads)
         return self._once(bias, "heads", lambda value: self._of_own_heads(value, head_dim))
+
+    def _keep(self, mask: Value) -> Value:
+        """The dropout mask of this rank's heads: its own, or a slice of the dense model's."""
+        if drawn_per_rank(mask) is None:
+            return self._op("autosp.shard", mask, _HEADS, self.axis, self.size)
+        batch, heads, *square = mask.producer.arg("shape")
+        return own_part(self.rewriter, mask, [batch, heads // self.size, *square], _HEADS, self.axis, self.size)
 
     def _once(self, bias: Value, name: str, place: Callable[[Value], Value]) -> Value:
         """Attentions that share a bias share its exchange, which stands behind what makes the bias."""

@@ -204,11 +204,13 @@ def test_what_a_step_does_not_return_is_refused(flag: str) -> None:
         capture(model, {**batch, flag: True})
 
 
-def test_attention_dropout_is_refused_by_name() -> None:
+def test_attention_dropout_is_a_mask_of_its_own() -> None:
     model, batch = llama(length=16, attention_dropout=0.1)
-    with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.self_attn"):
-        capture(model, batch)
-    capture(model.eval(), batch)
+    (node, *_) = capture(model, batch).find("autosp.attention")
+    assert node.arg("dropout") == 0.1
+    assert node.arg("keep").tensor_type.shape == (*node.arg("q").tensor_type.shape[:3], 16)
+    (node, *_) = capture(model.eval(), batch).find("autosp.attention")
+    assert node.arg("dropout") == 0 and node.arg("keep") is None
 
 
 def test_attention_that_sdpa_does_not_compute_keeps_its_operators() -> None:

@@ -277,6 +277,8 @@ def test_random_numbers_are_not_the_same_on_every_rank() -> None:
     x = value_of(b, (4, 4), INVARIANT)
     with pytest.raises(LayoutError, match="draw other numbers"):
         b.aten.rand_like(x)
+    with pytest.raises(LayoutError, match="a mask of its own"):
+        b.aten.dropout(x, 0.5, True)
     assert b.aten.dropout(x, 0.0, True).type.layout[SP] == INVARIANT
 
 

@@ -177,8 +177,8 @@ def test_options_that_are_not_built_yet(case: Case) -> None:
     model, _, batch = case
     with refused(air.UnsupportedError, "memory_budget"):
         air.parallelize(model, batch, memory_budget=1e9)
-    with refused(air.UnsupportedError, "global"):
-        air.parallelize(model, batch, rng="global")
+    with refused(air.UnsupportedError, "per_step", "per_rank, global"):
+        air.parallelize(model, batch, rng="per_step")  # type: ignore[arg-type]
     with refused(air.PipelineError, "external", "aot_eager"):
         air.parallelize(model, batch, backend="eager", grad_sync="external")
 

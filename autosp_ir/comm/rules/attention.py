@@ -28,14 +28,15 @@ RESOLVED = "attention-resolved"
 """The fact that a strategy pass establishes: no attention is cut along its tokens any more."""
 
 _BATCH, _HEADS, _TOKENS = 0, 1, 2
+_MASKS = ("bias", "segment_ids", "attn_mask", "keep")
 _POSITIONS = ("q_positions", "kv_positions")
 _GIVE_POSITIONS = "pass positions cut along the tokens, such as air.token_positions makes"
 _USE_STRATEGY = "run a strategy pass such as `ulysses` behind token-partition"
 
 
 def attention_operands(node: Node) -> tuple[list[Value], list[Value]]:
-    """The [B, H, S, …] operands of an attention node, and the masks: bias and segment ids."""
-    masks = [v for v in (node.arg("bias"), node.arg("segment_ids"), node.arg("attn_mask")) if isinstance(v, Value)]
+    """The [B, H, S, …] operands of an attention node, and the masks: bias, segment ids and dropout's."""
+    masks = [v for name in _MASKS if isinstance(v := node.arg(name), Value)]
     apart = [*masks, *(node.arg(name) for name in _POSITIONS)]
     main = [v for v in node.operands if all(v is not other for other in apart)]
     return main, masks
@@ -112,8 +113,8 @@ def _bias_gradient(ctx: RuleContext, placement: Placement) -> Placement:
 
 @rule("aten.scaled_dot_product_attention")
 def _scaled_dot_product_attention(ctx: RuleContext) -> Outcome:
-    if ctx.arg("dropout_p") and not all(whole(ctx.placement(v)) for v in ctx.tensors):
-        ctx.fail("dropout draws other masks on a shard than on the whole", "set the attention dropout to 0")
+    if ctx.arg("dropout_p") and ctx.size > 1:
+        ctx.fail("each rank would draw a dropout mask of its own", "set the attention dropout to 0")
     if ctx.tensors[0].tensor_type.ndim != 4:
         if not all(whole(ctx.placement(v)) for v in ctx.tensors):
             ctx.fail("only [B, H, S, D] attention keeps a shard", "run canonicalize first")
@@ -157,7 +158,7 @@ def _keys_are_whole(ctx: RuleContext) -> bool:
 
 def _check_resolved(ctx: RuleContext) -> None:
     """Queries cut along the tokens that attend to whole keys, or to the keys of their own rank."""
-    ids, bias = ctx.arg("segment_ids"), ctx.arg("bias")
+    ids, bias, keep = ctx.arg("segment_ids"), ctx.arg("bias"), ctx.arg("keep")
     looks = ctx.arg("causal") or ctx.arg("window") is not None or ids is not None
     for name, tokens in zip(_POSITIONS, ("q", "k"), strict=True):
         positions, cut = ctx.arg(name), cut_along_tokens(ctx.placement(ctx.operand(tokens)))
@@ -168,6 +169,10 @@ def _check_resolved(ctx: RuleContext) -> None:
             ctx.fail(f"{name} must be cut like the tokens whose positions they are", _GIVE_POSITIONS)
     if ids is not None:
         _check_whole_masks(ctx, [ids])
+    if isinstance(keep, Value):
+        _check_masks(ctx, [keep], _TOKENS)
+        if not _keys_are_whole(ctx):
+            ctx.fail("a dropout mask of all keys meets the keys of one rank", "resolve it by another strategy")
     if isinstance(bias, Value):
         _check_masks(ctx, [bias], _TOKENS)
         if not _keys_are_whole(ctx) and bias.tensor_type.ndim and bias.tensor_type.shape[-1] != 1:

@@ -10,7 +10,7 @@ from autosp_ir.ir.types import TensorType
 SAME_VALUES = frozenset({"clone", "contiguous", "alias", "lift_fresh_copy"})
 """Base names of operators whose result equals their operand, gradient included."""
 CASTS = frozenset({"to", "_to_copy", "type_as"})
-_DROPOUTS = frozenset({"dropout", "native_dropout"})
+_DROPOUTS = frozenset({"dropout", "native_dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"})
 
 
 def base(node: Node | None) -> str:

@@ -15,6 +15,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.pipeline.base import PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._canonicalize.dropout import draw_mask, extents, memory_order
 from autosp_passes._canonicalize.match import (
     CASTS,
     SAME_VALUES,
@@ -45,6 +46,7 @@ class Site:
         masks: Masks that stay.
         biases: Biases that stay.
         sunk: The sink that takes part in the softmax.
+        dropout: The dropout of its probabilities.
     """
 
     product: Node
@@ -56,6 +58,7 @@ class Site:
     masks: list[Mask]
     biases: list[tuple[Value, float]]
     sunk: Sunk | None = None
+    dropout: Node | None = None
 
 
 def rewrite_matmuls(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
@@ -77,6 +80,8 @@ def rewrite_matmuls(program: Program, rewriter: Rewriter, ctx: PassContext) -> N
             continue
         with rewriter.rewrite():
             rewriter.replace(site.product, _attention(rewriter, site))
+            if site.dropout is not None:
+                rewriter.replace(site.dropout, site.dropout.operands[0])
         rests_on.extend(site.proved)
         ctx.count("matmul-softmax-matmul")
     program.info["batch_facts"] = {**program.info.get("batch_facts", {}), **used_facts(values, rests_on)}
@@ -88,33 +93,41 @@ def _site(values: IndexValues, softmax: Node) -> Site | None:
     if not isinstance(dim, int) or kind.ndim not in (3, 4) or dim % kind.ndim != kind.ndim - 1:
         return None
     sunk = read_sinks(softmax.args[0])
-    product = _product_with_values(softmax, sunk)
+    product, dropout = _product_with_values(softmax, sunk)
     summed = sunk.scores if sunk is not None else without_row_max(softmax.args[0])
     scores = read_scores(values, summed) if product is not None else None
     if product is None or scores is None:
         return None
     scores = with_lead(values, scores)
-    return _with_masks(values, Site(product, softmax, scores, product.args[1], MaskForm(False, None), [], [], [], sunk))
+    form = MaskForm(False, None)
+    return _with_masks(values, Site(product, softmax, scores, product.args[1], form, [], [], [], sunk, dropout))
 
 
-def _product_with_values(softmax: Node, sunk: Sunk | None) -> Node | None:
-    """The product that alone reads the probabilities, through casts, copies, a reshape and the cut behind a sink."""
-    node = softmax
+def _product_with_values(softmax: Node, sunk: Sunk | None) -> tuple[Node | None, Node | None]:
+    """The product that alone reads the probabilities, and their dropout.
+
+    Between them may stand casts, copies, a reshape, the dropout, and the cut behind a sink.
+    """
+    node, dropout = softmax, None
     whole = sunk is None
     while True:
         readers = node.users
         if len(readers) != 1:
-            return None
+            return None, None
         previous, node = node, readers[0]
         name = base(node)
         if name in _PRODUCTS:
-            return node if whole and node.args[0] is previous.result and node.args[1] is not previous.result else None
+            reads = whole and node.args[0] is previous.result and node.args[1] is not previous.result
+            return (node, dropout) if reads else (None, None)
         if sunk is not None and not whole and drops_sink(node, sunk):
             whole = True
             continue
+        if name == "dropout" and whole and dropout is None and 0 < node.arg("p") < 1 and not inactive_dropout(node):
+            dropout = node
+            continue
         same = name in SAME_VALUES or name in CASTS or name in _RESHAPES or inactive_dropout(node)
         if not same or node.args[0] is not previous.result:
-            return None
+            return None, None
 
 
 def _with_masks(values: IndexValues, site: Site) -> Site:
@@ -163,16 +176,33 @@ def _obstacle(site: Site) -> str | None:
     return None
 
 
+def _keep(rewriter: Rewriter, dropout: Node, scores: Scores) -> Value:
+    """The mask of a dropout `[B, H, Sq, Skv]`, drawn where the model draws it: its elements follow one another."""
+    with rewriter.before(dropout):
+        x = dropout.operands[0]
+        shape, lead, order = extents(rewriter, x), scores.lead, memory_order(dropout)
+        if order is None and len(shape) == 3:
+            if lead is None:
+                shape.insert(1, 1)
+            elif all(isinstance(extent, int) for extent in lead):
+                shape[:1] = lead
+        keep = draw_mask(rewriter, shape, float(dropout.arg("p")), x.tensor_type, order)
+        return _beside_heads(rewriter, keep, scores)
+
+
 def _attention(rewriter: Rewriter, site: Site) -> Value:
     """Build the node in front of the product with the values."""
     scores = site.scores
+    keep = _keep(rewriter, site.dropout, scores) if site.dropout is not None else None
     with rewriter.before(site.product):
         q, v = scores.q, site.v
         k = _transposed(rewriter, scores.kt)
         operands = [_four_dims(rewriter, x, scores.lead) for x in (q, k, v)]
         bias = _operand(rewriter, site)
-        attributes = {"causal": site.form.causal, "window": site.form.window, "scale": scores.scale}
+        attributes: dict[str, Any] = {"causal": site.form.causal, "window": site.form.window, "scale": scores.scale}
         attributes |= {} if scores.softcap is None else {"softcap": scores.softcap}
+        if site.dropout is not None and keep is not None:
+            attributes |= {"dropout": float(site.dropout.arg("p")), "keep": keep}
         both = rewriter.create("autosp.attention", (*operands, bias), attributes, name="attention")
         if site.sunk is None:
             (out,) = rewriter.unpack(both, 1)

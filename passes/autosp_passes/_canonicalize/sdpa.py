@@ -11,6 +11,7 @@ from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.pipeline.base import PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._canonicalize.dropout import draw_mask, extents
 from autosp_passes._canonicalize.match import tensor
 
 _ARGUMENTS: dict[str, Any] = {
@@ -56,10 +57,9 @@ def _call(node: Node) -> dict[str, Any]:
 
 def _obstacle(call: dict[str, Any]) -> str | None:
     """Why a call cannot become `autosp.attention`; None when it can."""
-    if call["dropout_p"] != 0:
+    if call["dropout_p"] == 1:
         raise UnsupportedError(
-            f"scaled_dot_product_attention drops out with probability {call['dropout_p']}",
-            hint="call model.eval() before capturing, or set the dropout probability to 0",
+            "scaled_dot_product_attention drops every probability", hint="use a dropout probability below 1"
         )
     types = [tensor(call[name]) for name in ("query", "key", "value")]
     if any(t is None or t.ndim not in (3, 4) for t in types):
@@ -90,6 +90,10 @@ def _attention(rewriter: Rewriter, node: Node, call: dict[str, Any]) -> Value:
             if isinstance(mask, Value) and mask.tensor_type.ndim == 3:
                 mask = rewriter.create("aten.unsqueeze", (mask, 1))
         attributes = {"causal": bool(call["is_causal"]), "scale": call["scale"]}
+        if call["dropout_p"]:
+            shape = [*extents(rewriter, q)[:3], extents(rewriter, k)[2]]
+            keep = draw_mask(rewriter, shape, call["dropout_p"], q.tensor_type)
+            attributes |= {"dropout": call["dropout_p"], "keep": keep}
         both = rewriter.create("autosp.attention", (q, k, v, mask), attributes, name="attention")
         (out,) = rewriter.unpack(both, 1)
         return rewriter.create("aten.squeeze.dim", (out, 1)) if single else out
