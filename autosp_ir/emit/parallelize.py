@@ -17,6 +17,7 @@ from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
 from autosp_ir.comm.layout import check_emittable
 from autosp_ir.emit.binding import bind_mesh
+from autosp_ir.emit.hooks import own_hooks_aside, refuse_own_hooks
 from autosp_ir.emit.inductor import inductor_graphs
 from autosp_ir.emit.module import make_module
 from autosp_ir.emit.runtime import FixedRuntime, ProgramRunner, RecapturingRuntime
@@ -55,6 +56,7 @@ def emit(program: Program, mesh: DeviceMesh | None = None, backend: Backend = "a
         RuntimeMismatchError: The running ranks do not match the program's mesh.
     """
     info = _capture_info(program)
+    refuse_own_hooks(info.model)
     runner = make_runner(program, mesh, backend)
     return make_module(info.model, FixedRuntime(runner, info))
 
@@ -138,19 +140,22 @@ def parallelize(
     """
     _check_backend(backend)
     _refuse_unbuilt(memory_budget, rng)
+    refuse_own_hooks(model)
     size = _axis_size(mesh, sp_axis)
     manager = PassManager(_pipeline(pipeline, backend, sp_axis, grad_sync))
 
     def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ProgramRunner, CaptureInfo]:
         example: Any = kwargs if not args else (args if not kwargs else _as_mapping(model, args, kwargs))
-        program = capture(
-            model,
-            example,
-            seq_dims=dict(seq_dims) if seq_dims is not None else None,
-            outputs=list(outputs) if outputs is not None else None,
-            loss_fn=loss_fn,
-            dynamic=bool(dynamic),
-        )
+        # The first capture met no hooks of the model's own: those of now were put around the step.
+        with own_hooks_aside(model):
+            program = capture(
+                model,
+                example,
+                seq_dims=dict(seq_dims) if seq_dims is not None else None,
+                outputs=list(outputs) if outputs is not None else None,
+                loss_fn=loss_fn,
+                dynamic=bool(dynamic),
+            )
         result = manager.run(program, mesh={sp_axis: size}, strict=strict)
         for remark in result.remarks:
             if remark.kind == "missed":

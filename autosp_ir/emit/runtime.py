@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from autosp_ir.capture.autocast import Autocast
 from autosp_ir.capture.facts import facts_of
@@ -57,6 +58,12 @@ class ProgramRunner:
     def _check_parameters(self, tensors: Mapping[str, Tensor]) -> None:
         for name, (dtype, trained) in self._expected.items():
             tensor = tensors[name]
+            if isinstance(tensor, DTensor):
+                raise RuntimeMismatchError(
+                    f"parameter {name} is a shard of {list(tensor.placements)} over {tensor.device_mesh}, and the step "
+                    "reads whole parameters; nothing gathers it, because the forward of its module does not run",
+                    hint="call fully_shard on the step alone, not on its submodules",
+                )
             if tensor.dtype != dtype:
                 raise RuntimeMismatchError(
                     f"parameter {name} is {tensor.dtype} but was {dtype} when the model was captured",

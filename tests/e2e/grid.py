@@ -21,8 +21,16 @@ LENGTHS = {"even": 16, "odd": 17}
 RANKS = {"even": 2, "odd": 4}
 """Ranks by length: four ranks share two or one K/V heads, two ranks do not share the two."""
 
-WEIGHTS = (1, 2)
-"""Of accumulation and of data parallelism."""
+FAMILIES = {
+    "labels": ("none", "prompt", "empty-shard"),
+    "packed": ("packed",),
+    "padded": ("left-pad", "right-pad"),
+    "window": ("window",),
+}
+"""Masks that differ in values alone, so that one program serves them."""
+
+CELLS = {"one": (0,), "accumulation": (0, 1), "data groups": (0, 2), "both": (0, 1, 2, 3)}
+"""The micro-batches of a step: two per data group under accumulation, groups 0 and 1 hold 0, 1 and 2, 3."""
 
 _WINDOW = 5
 

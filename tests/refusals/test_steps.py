@@ -183,6 +183,31 @@ def test_options_that_are_not_built_yet(case: Case) -> None:
         air.parallelize(model, batch, backend="eager", grad_sync="external")
 
 
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_the_model_itself_would_run_twice(kind: str) -> None:
+    def doubling(*args: Any) -> None:
+        return None
+
+    model, batch = build("plain", length=16)
+    handle = getattr(model, kind)(doubling)
+    program = air.PassManager("canonicalize").run(air.capture(model, batch)).program
+    for attempt in (lambda: air.parallelize(model, batch, backend="eager"), lambda: program.emit(backend="eager")):
+        with refused(air.UnsupportedError, "doubling", "twice", "parallelize()"):
+            attempt()
+    handle.remove()
+    air.parallelize(model, batch, backend="eager")
+
+
+def test_a_hook_put_on_the_step_runs_once() -> None:
+    model, batch = build("plain", length=16)
+    expected = model(**batch)["loss"]
+    step = air.parallelize(model, batch, backend="eager")
+    step.register_forward_hook(lambda module, args, output: {"loss": 2 * output["loss"]})
+    other = build("plain", length=24)[1]
+    torch.testing.assert_close(step(**batch)["loss"], 2 * expected)
+    torch.testing.assert_close(step(**other)["loss"], model(**other)["loss"])
+
+
 def test_ranks_without_a_process_group(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _, batch = case
     monkeypatch.setenv("WORLD_SIZE", "2")
