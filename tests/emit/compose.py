@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -155,7 +156,7 @@ def _save(module: nn.Module, optimizer: Optimizer, folder: str) -> None:
     else:
         parameters, states = get_state_dict(module, optimizer)
         state = {"model": parameters, "optimizer": states}
-    checkpoint.save(dict(state), checkpoint_id=str(Path(folder, "parts")))
+    save(dict(state), checkpoint_id=str(Path(folder, "parts")))
     dist.barrier()
 
 
@@ -163,7 +164,7 @@ def _load_dense(folder: str) -> tuple[float, nn.Module]:
     """A checkpoint in the dense model."""
     fresh = model_of(seed=5)
     state = {"model": fresh.state_dict()}
-    checkpoint.load(state, checkpoint_id=str(Path(folder, "parts")))
+    load(state, checkpoint_id=str(Path(folder, "parts")))
     fresh.load_state_dict(state["model"])
     return dense_loss(fresh, 10), fresh
 
@@ -176,12 +177,12 @@ def _resume(folder: str, step: nn.Module) -> tuple[nn.Module, Optimizer]:
     optimizer = AdamW(step.parameters(), lr=RATE)
     if Path(folder, "optimizer.pt").exists():
         state = {"model": step.state_dict()}
-        checkpoint.load(state, checkpoint_id=str(Path(folder, "parts")))
+        load(state, checkpoint_id=str(Path(folder, "parts")))
         step.load_state_dict(state["model"])
         optimizer.load_state_dict(torch.load(Path(folder, "optimizer.pt")))
         return step, optimizer
     parameters, states = get_state_dict(step, optimizer)
     state = {"model": parameters, "optimizer": states}
-    checkpoint.load(state, checkpoint_id=str(Path(folder, "parts")))
+    load(state, checkpoint_id=str(Path(folder, "parts")))
     set_state_dict(step, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return step, optimizer
