@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from autosp_ir.emit.agreement import Told, check_agreement, encoded, refusal
 from autosp_ir.emit.binding import MeshBinding
-from autosp_ir.emit.watch import Line, watch
+from autosp_ir.emit.peers import Line
+from autosp_ir.emit.watch import watch
 from autosp_ir.errors import AutoSPError, RankFailureError
 
 STALL_TIMEOUT = 20.0

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 
@@ -24,73 +23,14 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from autosp_ir._torch_compat import default_store
+from autosp_ir.emit.peers import SILENCE, Line, Peer, brief, fault, is_communication, store_lost
 from autosp_ir.emit.whereabouts import whereabouts, work_clock
 from autosp_ir.errors import RankFailureError
 
-_BEAT, _SILENCE, _GRACE, _LINGER = 0.5, 12.0, 2.0, 2.0
-_OBITUARY, _ENDED = "obituary", "ended"
-# What gloo, NCCL and the store write when the other end is the cause.
-_COMMUNICATION = ("gloo/", "NCCL", "Connection ", "Broken pipe", "Timed out", "timed out", "ncclComm")
+_BEAT, _GRACE, _LINGER = 0.5, 2.0, 2.0
+_FIRST_PAUSE, _LAST_PAUSE = 2e-5, 0.02
+_OBITUARY = "obituary"
 _HINT = "see the log of the rank named, and start the job again from its last checkpoint"
-
-
-@dataclass
-class Line:
-    """Ranks that run the same steps together.
-
-    Attributes:
-        name: Name of the process group, the same on all of them.
-        ranks: Their global ranks.
-        calls: Steps begun.
-        talks: Exchanges begun, of which each step has at least one.
-        moves: Times that this rank has entered or left a part of a step; all ranks make the same moves.
-        place: Where this rank is.
-        inside: Whether it may be waiting for the others.
-        since: When it came there.
-    """
-
-    name: str
-    ranks: tuple[int, ...]
-    calls: int = 0
-    talks: int = 0
-    moves: int = 0
-    place: str = "before its first step"
-    inside: bool = False
-    since: float = field(default_factory=time.monotonic)
-
-    def move(self, place: str, inside: bool) -> None:
-        """Enter or leave a part of a step."""
-        self.place, self.inside, self.since = place, inside, time.monotonic()
-        self.moves += 1
-
-
-@dataclass
-class _Peer:
-    """What is known of another rank: its last words, when they last changed, when it last moved or did anything."""
-
-    said: str = ""
-    heard: float = field(default_factory=time.monotonic)
-    lines: dict[str, tuple[int, str, bool]] = field(default_factory=dict)
-    moved: float = field(default_factory=time.monotonic)
-    worked: float = 0.0
-    lived: float = field(default_factory=time.monotonic)
-    where: str = ""
-    ended: bool = False
-
-    def hear(self, said: str, now: float) -> None:
-        if said == self.said:
-            return
-        told = json.loads(said)
-        lines = {name: (moves, place, inside) for name, (moves, place, inside) in told["lines"].items()}
-        if lines != self.lines:
-            self.lines, self.moved, self.lived = lines, now, now
-        if told["worked"] != self.worked:
-            self.worked, self.lived = told["worked"], now
-        self.said, self.heard, self.where, self.ended = said, now, told["where"], told["ended"]
-
-    def waits_elsewhere(self, line: Line) -> bool:
-        """Whether it waits for ranks of another line."""
-        return any(inside for name, (_, _, inside) in self.lines.items() if name != line.name)
 
 
 class Watch:
@@ -112,7 +52,7 @@ class Watch:
         for connection in (self._calls, self._beats):
             connection.set_timeout(timedelta(seconds=1.0))
         self._lines: dict[str, Line] = {}
-        self._peers: dict[int, _Peer] = {}
+        self._peers: dict[int, Peer] = {}
         self._stale: list[str] = []
         self._beat = 0
         self._asks = False
@@ -129,7 +69,7 @@ class Watch:
         """The line of a process group; programs over the same group share it."""
         if group.group_name not in self._lines:
             ranks = tuple(dist.get_process_group_ranks(group))
-            self._peers |= {r: _Peer() for r in ranks if r != self.rank and r not in self._peers}
+            self._peers |= {r: Peer() for r in ranks if r != self.rank and r not in self._peers}
             self._lines[group.group_name] = Line(group.group_name, ranks)
         return self._lines[group.group_name]
 
@@ -144,12 +84,15 @@ class Watch:
         """Tell the others that this rank leaves, and end the thread."""
         if self._ended.is_set():
             return
+        told = self.current
         self._ended.set()
         if sys.excepthook == self._uncaught:
             sys.excepthook = self._hook
         atexit.unregister(self.stop)
+        if not told:
+            return
         self._thread.join(2 * _BEAT)
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, OSError):
             self._publish()
 
     def exchange(self, line: Line, told: str, begins: bool = True) -> list[str]:
@@ -175,18 +118,22 @@ class Watch:
         if line.talks > 2:
             # Everyone has come to the last exchange, so everyone has read the one before.
             self._stale.append(f"{line.name}/{line.talks - 2}/{self.rank}")
-        deadline = time.monotonic() + self._limit
+        deadline, pause = time.monotonic() + self._limit, _FIRST_PAUSE
         said = False
         while time.monotonic() < deadline:
             try:
                 if not said:
                     self._calls.set(keys[line.ranks.index(self.rank)], told)
                     said = True
-                return [value.decode() for value in self._calls.multi_get(keys)]
-            except RuntimeError:
-                # Not all are here within the store's second, or the store is gone, which the thread finds out.
-                self.raise_verdict()
-                time.sleep(0.05)
+                # Asked again and again: a read that waits and gives up makes torch write warnings.
+                if self._calls.check(keys):
+                    return [value.decode() for value in self._calls.multi_get(keys)]
+            except (RuntimeError, OSError):
+                # The store is gone, which the thread finds out and explains.
+                pause = _LAST_PAUSE
+            self.raise_verdict()
+            time.sleep(pause)
+            pause = min(1.2 * pause, _LAST_PAUSE)
         raise self._declare(
             f"not all of ranks {list(line.ranks)} have come to step {line.calls} within {self._limit:.0f} s"
         )
@@ -229,17 +176,17 @@ class Watch:
         """Who is the cause of an error: None for this rank, which the others are then told."""
         if isinstance(error, RankFailureError):
             return None
-        if self.verdict is None and _is_communication(error):
+        if self.verdict is None and is_communication(error):
             self._await_verdict()
             if self.verdict is None:
-                return self._declare(f"rank {self.rank} lost its connections {place}: {_brief(error)}")
+                return self._declare(f"rank {self.rank} lost its connections {place}: {brief(error)}")
         if self.verdict is None:
-            self._declare(f"rank {self.rank} failed {place}: {_brief(error)}")
+            self._declare(f"rank {self.rank} failed {place}: {brief(error)}")
             return None
         return RankFailureError(self.verdict, hint=_HINT)
 
     def _await_verdict(self) -> None:
-        deadline = time.monotonic() + _SILENCE + 3 * _BEAT
+        deadline = time.monotonic() + SILENCE + 3 * _BEAT
         self._asks = True
         while self.verdict is None and time.monotonic() < deadline and self._thread.is_alive():
             time.sleep(_BEAT / 5)
@@ -263,10 +210,10 @@ class Watch:
                 self._publish()
                 self._read()
                 lost = 0
-            except RuntimeError:
+            except (RuntimeError, OSError):
                 lost += 1
                 if lost >= 3 and self.current and self._waits():
-                    self.verdict = self.verdict or _store_lost()
+                    self.verdict = self.verdict or store_lost()
             if self.verdict is None and self.current and self._waits():
                 self._judge(time.monotonic())
             if self.verdict is not None:
@@ -309,7 +256,7 @@ class Watch:
                 continue
             for rank in line.ranks:
                 peer = self._peers.get(rank)
-                found = _fault(peer, line, now, self.patience) if peer is not None else None
+                found = fault(peer, line, now, self.patience) if peer is not None else None
                 if found is not None:
                     self._declare(f"rank {rank} {found}, and rank {self.rank} waits for it {line.place}")
                     return
@@ -341,42 +288,6 @@ class Watch:
         return ", ".join(line.place for line in self._lines.values())
 
 
-def _fault(peer: _Peer, line: Line, now: float, patience: float) -> str | None:
-    moves, place, _ = peer.lines.get(line.name, (0, "before its first step", False))
-    if peer.ended:
-        return f"has left, {place}"
-    silent = now - max(peer.heard, line.since)
-    if silent > _SILENCE:
-        return (
-            f"has not been heard of for {now - peer.heard:.0f} s (it was {place} then): its process has died or is "
-            "stopped, or its machine cannot be reached"
-        )
-    idle = now - max(peer.lived, line.since)
-    if moves < line.moves and idle > patience and not peer.waits_elsewhere(line):
-        where = f" at {peer.where}" if peer.where else ""
-        return f"has stalled {place}{where}: it has done nothing for {idle:.0f} s"
-    if moves == line.moves and place != line.place and now - max(peer.moved, line.since) > patience:
-        return f"is {place}, so the ranks have not run the same steps forward and backward"
-    return None
-
-
-def _is_communication(error: BaseException) -> bool:
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _COMMUNICATION)
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__module__}.{type(error).__qualname__}: {lines[0] if lines else ''}".removeprefix("builtins.")
-
-
-def _store_lost() -> str:
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return "the launcher that holds the rendezvous store does not answer: it has ended or cannot be reached"
-    return "rank 0, which holds the rendezvous store, does not answer: its process has died or cannot be reached"
-
-
 _watches: list[Watch] = []
 
 
@@ -392,4 +303,4 @@ def watch(patience: float) -> Watch:
     return _watches[-1]
 
 
-__all__ = ["Line", "Watch", "watch"]
+__all__ = ["Watch", "watch"]
