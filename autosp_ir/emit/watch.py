@@ -89,9 +89,10 @@ class Watch:
         if sys.excepthook == self._uncaught:
             sys.excepthook = self._hook
         atexit.unregister(self.stop)
+        # A thread that is inside of the store while the interpreter ends would abort the process.
+        self._thread.join(2 * _BEAT)
         if not told:
             return
-        self._thread.join(2 * _BEAT)
         with contextlib.suppress(RuntimeError, OSError):
             self._publish()
 
