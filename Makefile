@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 demo: setup  ## train a small Llama dense and on 2 ranks, compare the two, write pictures to demo-output/
 	$(BIN)/autosp-ir demo
 
-test: setup  ## run every test (ARGS='tests/ir -k text' for some of them)
+test: setup  ## run every test (ARGS='tests/ir -k text' for some of them, ARGS='-m long' for the rest of grids)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: setup  ## lint, format, types, import layers

@@ -34,6 +34,14 @@ def resolve_group_name(name: str) -> dist.ProcessGroup | None:
     return group if isinstance(group, dist.ProcessGroup) else None
 
 
+def default_store() -> Any:
+    """The rendezvous store of the default process group, with `clone()` and `timeout`, which its stub lacks."""
+    from torch.distributed import distributed_c10d
+
+    private: Any = distributed_c10d
+    return private._get_default_store()
+
+
 def all_gather_single(output: torch.Tensor, x: torch.Tensor, group: dist.ProcessGroup) -> None:
     """Gather every rank's `x` into `output`, concatenated along dimension 0; torch 2.13 renamed the call."""
     gather: Callable[..., object] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

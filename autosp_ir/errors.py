@@ -114,3 +114,11 @@ class DeadlockError(SimulationError):
 
 class RuntimeMismatchError(AutoSPError):
     """An emitted step was called with a batch, mesh or process group that it was not built for."""
+
+
+class RankFailureError(AutoSPError):
+    """A rank died, stalled or failed, so that no rank can go on; raised on every other one."""
+
+
+class NonFiniteError(AutoSPError):
+    """A step gave a value that is not finite, on request; names the rank and the operation it came from."""

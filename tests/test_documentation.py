@@ -74,6 +74,19 @@ def test_the_researchers_example_runs_and_its_pass_too(capsys: pytest.CaptureFix
     assert "count-views" in air.registered_passes()
 
 
+def test_the_page_on_training_runs(one_process_rendezvous: None, tmp_path: Path) -> None:
+    model, batch = llama(num_hidden_layers=1)
+    fresh, _ = llama(num_hidden_layers=1)
+    variables: dict[str, Any] = {
+        "model": model,
+        "fresh_model": fresh,
+        "batch": batch,
+        "folder": str(tmp_path / "saved"),
+    }
+    for code in python_blocks("docs/training.md"):
+        execute(code, "docs/training.md", variables)
+
+
 def test_the_guide_to_writing_a_pass_runs() -> None:
     model, batch = llama()
     program = air.capture(model, batch)

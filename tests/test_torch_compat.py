@@ -28,6 +28,9 @@ def test_group_names_resolve_and_single_collectives_run(tmp_path: object) -> Non
         x, gathered = torch.arange(3.0), torch.empty(3)
         _torch_compat.all_gather_single(gathered, x, group)
         assert torch.equal(gathered, x)
+        store = _torch_compat.default_store()
+        store.set("said", "this")
+        assert store.clone().get("said") == b"this"
     finally:
         dist.destroy_process_group()
 

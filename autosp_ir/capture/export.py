@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.export import Dim, ExportedProgram
 
 from autosp_ir._torch_compat import exact_autocast, fake_mode_of, is_fake
@@ -141,6 +142,12 @@ def _refuse_wrappers(model: nn.Module) -> None:
         raise CaptureError(
             f"the model is wrapped in {type(model).__name__}",
             hint="capture the model itself (model.module, or before torch.compile) and wrap the emitted step",
+        )
+    sharded = next((name for name, p in model.named_parameters() if isinstance(p, DTensor)), None)
+    if sharded is not None:
+        raise CaptureError(
+            f"parameter {sharded} is already spread over ranks, by FSDP2 or as a DTensor",
+            hint="capture the model before fully_shard, and call fully_shard on the emitted step",
         )
 
 

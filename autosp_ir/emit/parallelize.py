@@ -17,10 +17,12 @@ from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
 from autosp_ir.comm.layout import check_emittable
 from autosp_ir.emit.binding import bind_mesh
+from autosp_ir.emit.hooks import own_hooks_aside, refuse_own_hooks
 from autosp_ir.emit.inductor import inductor_graphs
 from autosp_ir.emit.module import make_module
 from autosp_ir.emit.runtime import FixedRuntime, ProgramRunner, RecapturingRuntime
 from autosp_ir.emit.step import EmittedStep
+from autosp_ir.emit.team import STALL_TIMEOUT, Team
 from autosp_ir.errors import PipelineError, RuntimeMismatchError, UnsupportedError
 from autosp_ir.ir.program import Program, Stage
 from autosp_ir.pipeline.base import Pass
@@ -31,6 +33,7 @@ from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
 
 Backend = Literal["inductor", "aot_eager", "eager"]
 GradSync = Literal["in_graph", "external"]
+CheckBatch = Literal["shapes", "content"]
 Rng = Literal["per_rank", "global"]
 
 _FINISHING = ("differentiate", "remat", "grad-sync", "lower-comm")
@@ -57,6 +60,7 @@ def emit(program: Program, mesh: DeviceMesh | None = None, backend: Backend = "a
         RuntimeMismatchError: The running ranks do not match the program's mesh.
     """
     info = _capture_info(program)
+    refuse_own_hooks(info.model)
     runner = make_runner(program, mesh, backend)
     return make_module(info.model, FixedRuntime(runner, info))
 
@@ -70,8 +74,15 @@ def _capture_info(program: Program) -> CaptureInfo:
     )
 
 
-def make_runner(program: Program, mesh: DeviceMesh | None, backend: Backend) -> ProgramRunner:
-    """Emit a program and bind it to the running process groups; see `emit`."""
+def make_runner(
+    program: Program,
+    mesh: DeviceMesh | None,
+    backend: Backend,
+    stall_timeout: float = STALL_TIMEOUT,
+    batch_content: bool = False,
+    check_finite: bool = False,
+) -> ProgramRunner:
+    """Emit a program and bind it to the running process groups; see `emit` and `parallelize`."""
     _check_backend(backend)
     check_emittable(program)
     ready = program
@@ -79,8 +90,9 @@ def make_runner(program: Program, mesh: DeviceMesh | None, backend: Backend) -> 
         ready = finish(program)
     binding = bind_mesh(ready, mesh)
     compiler = inductor_graphs if backend == "inductor" else None
+    team = Team.of(binding, stall_timeout)
     with exact_autocast():
-        return ProgramRunner(ready, EmittedStep(ready, binding, compiler), binding)
+        return ProgramRunner(ready, EmittedStep(ready, binding, compiler, team, check_finite), team, batch_content)
 
 
 def finish(program: Program) -> Program:
@@ -110,6 +122,9 @@ def parallelize(
     memory_budget: float | None = None,
     grad_sync: GradSync = "in_graph",
     rng: Rng = "per_rank",
+    check_batch: CheckBatch = "shapes",
+    stall_timeout: float = STALL_TIMEOUT,
+    check_finite: bool = False,
 ) -> nn.Module:
     """Spread one sequence of a model's training step over the ranks of a mesh axis.
 
@@ -131,6 +146,11 @@ def parallelize(
         rng: How dropout draws. `per_rank`: every rank draws for its own tokens, in no more memory than they take.
             `global`: every rank draws the dense model's masks and keeps its part. A `rng=` that the pipeline gives to
             `canonicalize` wins.
+        check_batch: What the ranks compare of their batches before each step, beyond all of it before the first:
+            `shapes` and dtypes, which costs nothing on the device, or `content`, which waits for the batch's bytes.
+        stall_timeout: Seconds that a rank may do nothing at all while others wait for it, before they give up.
+        check_finite: Check outputs and gradients in each step (not gradients with `eager`), which waits for the
+            device; what is not finite is traced to its rank and operation.
 
     Returns:
         The model with another forward; `step(**batch).loss.backward()` gives the dense model's gradients.
@@ -138,28 +158,34 @@ def parallelize(
     Raises:
         CaptureError: The model or batch cannot be captured.
         UnsupportedError: Something in the model cannot be rewritten soundly.
-        RuntimeMismatchError: The running ranks do not match the mesh.
+        RuntimeMismatchError: The running ranks do not match the mesh; from a step, the ranks' batches differ.
+        RankFailureError: From a step: another rank died, stalled or failed.
+        NonFiniteError: From a step, with `check_finite`.
     """
     _check_backend(backend)
     _refuse_unbuilt(memory_budget)
+    refuse_own_hooks(model)
     size = _axis_size(mesh, sp_axis)
     manager = PassManager(drawing(_pipeline(pipeline, backend, sp_axis, grad_sync), rng))
 
     def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ProgramRunner, CaptureInfo]:
         example: Any = kwargs if not args else (args if not kwargs else _as_mapping(model, args, kwargs))
-        program = capture(
-            model,
-            example,
-            seq_dims=dict(seq_dims) if seq_dims is not None else None,
-            outputs=list(outputs) if outputs is not None else None,
-            loss_fn=loss_fn,
-            dynamic=bool(dynamic),
-        )
+        # The first capture met no hooks of the model's own: those of now were put around the step.
+        with own_hooks_aside(model):
+            program = capture(
+                model,
+                example,
+                seq_dims=dict(seq_dims) if seq_dims is not None else None,
+                outputs=list(outputs) if outputs is not None else None,
+                loss_fn=loss_fn,
+                dynamic=bool(dynamic),
+            )
         result = manager.run(program, mesh={sp_axis: size}, strict=strict)
         for remark in result.remarks:
             if remark.kind == "missed":
                 _logger.warning("%s", remark)
-        return make_runner(result.program, mesh, backend), _capture_info(result.program)
+        runner = make_runner(result.program, mesh, backend, stall_timeout, check_batch == "content", check_finite)
+        return runner, _capture_info(result.program)
 
     runtime = RecapturingRuntime(build, recapture=dynamic is not False)
     args, kwargs = ((), dict(batch)) if isinstance(batch, Mapping) else (_positional(batch), {})

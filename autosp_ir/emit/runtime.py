@@ -7,21 +7,24 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from autosp_ir.capture.autocast import Autocast
 from autosp_ir.capture.facts import facts_of
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.comm.random_masks import generator_state
-from autosp_ir.emit.agreement import check_same_batch, check_same_random_state
-from autosp_ir.emit.binding import MeshBinding
+from autosp_ir.emit.agreement import GENERATOR, PARAMETER, describe
 from autosp_ir.emit.draws import dropout_probabilities, shared_generators
 from autosp_ir.emit.step import EmittedStep
+from autosp_ir.emit.team import Team
 from autosp_ir.errors import RuntimeMismatchError
 from autosp_ir.ir.program import InputKind, Program
 
 _logger = logging.getLogger("autosp_ir.emit")
 _CACHED_PROGRAMS = 16
+_WEIGHTS_LEFT_TO_OTHERS = 3
 
 
 class ProgramRunner:
@@ -30,40 +33,70 @@ class ProgramRunner:
     Args:
         program: A captured program, ready to emit.
         step: The program, emitted.
-        binding: The process groups of its axes.
+        team: The ranks that run it.
+        batch_content: Compare the bytes of the ranks' batches in every step, not in the first alone.
     """
 
-    def __init__(self, program: Program, step: EmittedStep, binding: MeshBinding) -> None:
+    def __init__(self, program: Program, step: EmittedStep, team: Team, batch_content: bool = False) -> None:
         self.program = program
+        self.team = team
         self._step = step
-        self._binding = binding
+        self._batch_content = batch_content
         self._agreed = False
         self._shared = shared_generators(program)
+        self._compared: set[int] = set()
         self._names = [s.target for s in program.signature.inputs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
         self._expected = {
             s.target: (program.graph.value(s.name).tensor_type.dtype, s.requires_grad)
             for s in program.signature.inputs
             if s.kind is InputKind.PARAMETER
         }
+        # Whoever completes the gradients may leave out ranks, which shows in the weights after an optimizer's step.
+        self._compares = _WEIGHTS_LEFT_TO_OTHERS if program.info.get("grad_sync") == "external" else 1
 
-    def __call__(self, module: nn.Module, info: CaptureInfo, inputs: Mapping[str, Tensor]) -> Any:
-        """Run one forward."""
+    def tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        """Parameters and buffers of a module, checked.
+
+        Raises:
+            RuntimeMismatchError: One is gone, or is not what the program was captured for.
+        """
         tensors = lookup(module, self._names)
         self._check_parameters(tensors)
-        if not self._agreed:
-            settings = {"torch.autocast": repr(info.autocast), "module.training": str(module.training)}
-            for axis, group in self._binding.groups.items():
-                check_same_batch(inputs, group, axis, settings)
-            self._agreed = True
-        if self._shared:
+        return tensors
+
+    def __call__(
+        self, module: nn.Module, info: CaptureInfo, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    ) -> Any:
+        """Run one forward, on `tensors` of the module."""
+        content = self.team.several and (self._batch_content or not self._agreed)
+        told = describe(inputs, content)
+        settings = {
+            "torch.autocast": repr(info.autocast),
+            "module.training": str(module.training),
+            "torch.is_grad_enabled": str(torch.is_grad_enabled()),
+        }
+        told |= {name: (value, None) for name, value in settings.items()}
+        weights = {n: tensors[n] for n in self._expected}
+        version = sum(w._version for w in weights.values())
+        if len(self._compared) < self._compares and version not in self._compared and self.team.several:
+            told |= describe(weights, True, PARAMETER)
+        if self.team.several:
             # Every step: a rank that drew a number of its own in between would go wrong in silence.
-            for axis, group in self._binding.groups.items():
-                check_same_random_state({str(d): generator_state(d) for d in self._shared}, group, axis)
+            told |= describe({str(d): generator_state(d) for d in self._shared}, True, GENERATOR)
+        self.team.agree(told)
+        self._agreed = True
+        self._compared.add(version)
         return info.rebuild(self._step(tensors, inputs))
 
     def _check_parameters(self, tensors: Mapping[str, Tensor]) -> None:
         for name, (dtype, trained) in self._expected.items():
             tensor = tensors[name]
+            if isinstance(tensor, DTensor):
+                raise RuntimeMismatchError(
+                    f"parameter {name} is a shard of {list(tensor.placements)} over {tensor.device_mesh}, and the step "
+                    "reads whole parameters; nothing gathers it, because the forward of its module does not run",
+                    hint="call fully_shard on the step alone, not on its submodules",
+                )
             if tensor.dtype != dtype:
                 raise RuntimeMismatchError(
                     f"parameter {name} is {tensor.dtype} but was {dtype} when the model was captured",
@@ -86,15 +119,17 @@ class FixedRuntime:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Check the batch and run."""
         info = self._info
-        tensors = info.flatten(args, kwargs)
-        info.check(tensors, self.runner.program.info.get("batch_facts"))
-        info.autocast.check(tensors)
-        if module.training != info.training:
-            raise RuntimeMismatchError(
-                f"the program was captured with training={info.training}, and the module is now in the other mode",
-                hint="use parallelize(), which captures each mode, or capture the model again in this mode",
-            )
-        return self.runner(module, info, dict(zip(info.input_names, tensors, strict=True)))
+        with self.runner.team.preparing():
+            given = info.flatten(args, kwargs)
+            info.check(given, self.runner.program.info.get("batch_facts"))
+            info.autocast.check(given)
+            if module.training != info.training:
+                raise RuntimeMismatchError(
+                    f"the program was captured with training={info.training}, and the module is now in the other mode",
+                    hint="use parallelize(), which captures each mode, or capture the model again in this mode",
+                )
+            tensors = self.runner.tensors(module)
+        return self.runner(module, info, dict(zip(info.input_names, given, strict=True)), tensors)
 
 
 class RecapturingRuntime:
@@ -112,6 +147,7 @@ class RecapturingRuntime:
         self._recapture = recapture
         self._entries: OrderedDict[Any, tuple[ProgramRunner, CaptureInfo]] = OrderedDict()
         self._first: CaptureInfo | None = None
+        self._team = Team({})
 
     @property
     def programs(self) -> list[Program]:
@@ -124,10 +160,12 @@ class RecapturingRuntime:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Find or make the program for this batch, and run it."""
-        runner, info = self._entry(module, args, kwargs)
-        tensors = info.flatten(args, kwargs)
-        info.check(tensors, runner.program.info.get("batch_facts"))
-        return runner(module, info, dict(zip(info.input_names, tensors, strict=True)))
+        with self._team.preparing():
+            runner, info = self._entry(module, args, kwargs)
+            given = info.flatten(args, kwargs)
+            info.check(given, runner.program.info.get("batch_facts"))
+            tensors = runner.tensors(module)
+        return runner(module, info, dict(zip(info.input_names, given, strict=True)), tensors)
 
     def _entry(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -141,7 +179,7 @@ class RecapturingRuntime:
             self._first.check(tensors)
             self._first.autocast.check(tensors)
         made = self._build(args, kwargs)
-        self._first = self._first or made[1]
+        self._first, self._team = self._first or made[1], made[0].team
         # How a batch is told from others is known once a first one was captured.
         self._entries[self._key(module, args, kwargs)] = made
         if len(self._entries) > _CACHED_PROGRAMS:

@@ -12,8 +12,10 @@ from torch.autograd.function import once_differentiable
 from autosp_ir._torch_compat import backward_is_retained, clear_saved_tensors, exact_autocast
 from autosp_ir.emit.binding import MeshBinding, bind_axes
 from autosp_ir.emit.boxed import StepGraphs, aten_graphs
+from autosp_ir.emit.finite import Bad, FiniteCheck, search
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint, split_joint
+from autosp_ir.emit.team import Team
 from autosp_ir.errors import RuntimeMismatchError
 from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, Program, Signature, Stage
 
@@ -28,15 +30,31 @@ class EmittedStep:
         program: A forward program (run under autograd), or a joint or lowered one (split into two graphs).
         binding: The process groups of the program's axes.
         compiler: Makes the two graphs of a joint program callable; None runs their operations one by one.
+        team: The ranks that run it, told what fails; None tells nobody.
+        check_finite: Check outputs and gradients, and name the rank and operation of one that is not finite.
     """
 
-    def __init__(self, program: Program, binding: MeshBinding, compiler: Compiler | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        binding: MeshBinding,
+        compiler: Compiler | None = None,
+        team: Team | None = None,
+        check_finite: bool = False,
+    ) -> None:
+        self._team = team or Team({})
         self.signature: Signature = program.signature
+        self._written = {s.target for s in self.signature.outputs if s.kind is OutputKind.BUFFER_MUTATION}
         self.constants = {
             s.target: program.tensors[s.target] for s in program.signature.inputs if s.kind is InputKind.CONSTANT
         }
         bound = bind_axes(program, binding)
-        self._runner = _ForwardRunner(bound) if bound.stage is Stage.FORWARD else _JointRunner(bound, compiler)
+        finite = FiniteCheck(self._team) if check_finite else None
+        self._runner = (
+            _ForwardRunner(bound, finite)
+            if bound.stage is Stage.FORWARD
+            else _JointRunner(bound, compiler, self._team, finite)
+        )
 
     def __call__(self, tensors: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Run one step's forward.
@@ -48,9 +66,12 @@ class EmittedStep:
         Returns:
             The program's outputs by name. Buffers that the model mutates are written.
         """
+        flat = self._flat(tensors, inputs)
         # The program says every dtype: the caller's autocast, if any, is part of it.
         with exact_autocast():
-            results = self._runner.run(self._flat(tensors, inputs))
+            with self._team.running("forward"):
+                results = self._runner.run(flat)
+            self._runner.check(flat, results)
         outputs: dict[str, Any] = {}
         for spec, value in results:
             if spec.kind is OutputKind.BUFFER_MUTATION:
@@ -77,27 +98,34 @@ class EmittedStep:
                     f"the program's {spec.kind} {spec.target!r} was not given",
                     hint="call the step with the arguments of the captured batch, on the captured model",
                 )
-            flat.append(tensor)
+            # The backward reads a buffer as it was, and the step writes it before.
+            written = spec.kind is InputKind.BUFFER and spec.target in self._written
+            flat.append(tensor.clone() if written else tensor)
         return flat
 
 
 class _ForwardRunner:
     """A forward program under autograd."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, finite: FiniteCheck | None) -> None:
         self._outputs = program.signature.outputs
         self._graph = executable(program)
+        self._program, self._finite = program, finite
 
     def run(self, flat: Sequence[Tensor]) -> list[tuple[Any, Any]]:
         return list(zip(self._outputs, self._graph(*flat), strict=True))
+
+    def check(self, flat: Sequence[Tensor], results: Sequence[tuple[Any, Any]]) -> None:
+        if self._finite is not None:
+            self._finite.check("forward", _named(results), lambda bad: search(self._program, flat, bad)[0])
 
 
 class _JointRunner:
     """A joint program as one autograd node."""
 
-    def __init__(self, program: Program, compiler: Compiler | None) -> None:
+    def __init__(self, program: Program, compiler: Compiler | None, team: Team, finite: FiniteCheck | None) -> None:
         inputs = [s for s in program.signature.inputs if s.kind is not InputKind.TANGENT]
-        self._function = _SplitFunction(split_joint(program), inputs, compiler or aten_graphs)
+        self._function = _SplitFunction(split_joint(program), inputs, compiler or aten_graphs, team, finite)
 
     def run(self, flat: Sequence[Tensor]) -> list[tuple[Any, Any]]:
         function = self._function
@@ -108,11 +136,23 @@ class _JointRunner:
             values, _ = function.forward(flat)
         return list(zip(function.outputs, values, strict=True))
 
+    def check(self, flat: Sequence[Tensor], results: Sequence[tuple[Any, Any]]) -> None:
+        self._function.check_outputs(flat, results)
+
 
 class _SplitFunction:
     """The two graphs of a step and how values travel between them."""
 
-    def __init__(self, split: SplitJoint, inputs: Sequence[InputSpec], compiler: Compiler) -> None:
+    def __init__(
+        self,
+        split: SplitJoint,
+        inputs: Sequence[InputSpec],
+        compiler: Compiler,
+        team: Team,
+        finite: FiniteCheck | None,
+    ) -> None:
+        self._team, self._finite = team, finite
+        self._split = split if finite is not None else None
         self.outputs = [s for s in split.forward.signature.outputs if s.kind is not OutputKind.SAVED]
         self._kept = [s.kind is not OutputKind.SAVED for s in split.forward.signature.outputs]
         self._order = [(s.kind, s.target) for s in inputs]
@@ -126,6 +166,11 @@ class _SplitFunction:
     def differentiable(self) -> bool:
         """Whether there is anything to differentiate."""
         return self._backward is not None and bool(self._gradients)
+
+    @property
+    def checked(self) -> bool:
+        """Whether outputs and gradients are checked to be finite."""
+        return self._finite is not None
 
     def _positions(self, program: Program) -> list[int]:
         index = {key: i for i, key in enumerate(self._order)}
@@ -168,9 +213,36 @@ class _SplitFunction:
         """Gradients of the step's inputs, None where there is none; `arguments` is emptied."""
         if self._backward is None:
             return [None] * len(self._order)
-        with exact_autocast():
+        with self._team.running("backward"), exact_autocast():
             results = self._backward(arguments)
         return [results[self._gradients[i]] if i in self._gradients else None for i in range(len(self._order))]
+
+    def check_outputs(self, flat: Sequence[Any], results: Sequence[tuple[Any, Any]]) -> None:
+        """Check the forward's outputs, if that was asked for."""
+        if self._finite is None or self._split is None:
+            return
+        forward = self._split.forward
+        given = [flat[i] for i in self._forward_inputs]
+        self._finite.check("forward", _named(results), lambda bad: search(forward, given, bad)[0])
+
+    def check_gradients(self, flat: Sequence[Any], tangents: Mapping[str, Any], gradients: Sequence[Any]) -> None:
+        """Check the gradients, if that was asked for; what the forward saved is made anew to find a cause."""
+        if self._finite is None or self._split is None or self._split.backward is None:
+            return
+        forward, backward = self._split.forward, self._split.backward
+
+        def again(bad: Bad) -> str | None:
+            found, results = search(forward, [flat[i] for i in self._forward_inputs], bad)
+            saved = [r for r, kept in zip(results, self._kept, strict=True) if not kept]
+            return search(backward, self.backward_arguments(flat, saved, tangents), bad)[0] or found
+
+        named = [(f"the gradient of {t}", g) for (_, t), g in zip(self._order, gradients, strict=True)]
+        with exact_autocast():
+            self._finite.check("backward", named, again)
+
+
+def _named(results: Sequence[tuple[Any, Any]]) -> list[tuple[str, Any]]:
+    return [(f"output {spec.target}", v) for spec, v in results if spec.kind is OutputKind.USER_OUTPUT]
 
 
 class _TrainingStep(torch.autograd.Function):
@@ -200,7 +272,11 @@ class _TrainingStep(torch.autograd.Function):
             for spec, grad, described in zip(function.outputs, grads, ctx.dtypes, strict=True)
             if described is not None
         }
-        return (None, *function.gradients(_take_arguments(ctx, tangents)))
+        flat = ctx.saved_tensors[: ctx.inputs] if function.checked else ()
+        gradients = function.gradients(_take_arguments(ctx, tangents))
+        if function.checked:
+            function.check_gradients(flat, tangents, gradients)
+        return (None, *gradients)
 
 
 def _take_arguments(ctx: Any, tangents: Mapping[str, Tensor]) -> list[Any]:

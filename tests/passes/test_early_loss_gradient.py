@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def test_one_chunk_after_the_other() -> None:
     nodes = list(early(air.capture(model, batch)).program.graph.nodes)
     order = {n: i for i, n in enumerate(nodes)}
     made = [n for n in nodes if n.is_op("aten.mm") and _columns(n.result) == 256]
-    for one, following in zip(made, made[1:], strict=False):
+    for one, following in itertools.pairwise(made):
         assert max(order[u] for u in one.result.users) < order[following]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -181,6 +182,36 @@ def test_options_that_are_not_built_yet(case: Case) -> None:
         air.parallelize(model, batch, rng="per_step")  # type: ignore[arg-type]
     with refused(air.PipelineError, "external", "aot_eager"):
         air.parallelize(model, batch, backend="eager", grad_sync="external")
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_the_model_itself_would_run_twice(kind: str) -> None:
+    def doubling(*args: Any) -> None:
+        return None
+
+    model, batch = build("plain", length=16)
+    register: Callable[..., Any] = getattr(model, kind)
+    handle = register(doubling)
+    program = air.PassManager("canonicalize").run(air.capture(model, batch)).program
+    with refused(air.UnsupportedError, "doubling", "twice", "parallelize()"):
+        air.parallelize(model, batch, backend="eager")
+    with refused(air.UnsupportedError, "doubling", "twice", "parallelize()"):
+        program.emit(backend="eager")
+    handle.remove()
+    air.parallelize(model, batch, backend="eager")
+
+
+def test_a_hook_put_on_the_step_runs_once() -> None:
+    def doubling(module: nn.Module, args: Any, output: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": 2 * output["loss"]}
+
+    model, batch = build("plain", length=16)
+    expected = model(**batch)["loss"]
+    step = air.parallelize(model, batch, backend="eager")
+    torch.nn.Module.register_forward_hook(step, doubling)
+    other = build("plain", length=24)[1]
+    torch.testing.assert_close(step(**batch)["loss"], 2 * expected)
+    torch.testing.assert_close(step(**other)["loss"], model(**other)["loss"])
 
 
 def test_ranks_without_a_process_group(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
