@@ -1,105 +1,16 @@
-"""Fuzz: `python -m tests.fuzz models=2000 tokens=8000 graphs=4000 layouts=6000 --record FILE --resume`."""
+"""Fuzz: `python -m tests.fuzz models=2000 tokens=4000 graphs=4000 layouts=10000 --record FILE --resume`."""
 
 from __future__ import annotations
 
-import subprocess
-import time
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.collector import calm_collector
-from tests.fuzz.cases import FINDING, Case, Outcome
+from tests.fuzz.cases import FINDING, Case
 from tests.fuzz.kinds import KINDS, run, shrunk
 from tests.fuzz.record import Record
-
-_BLOCK = 10
-_BLOCKS_PER_PROCESS = 40
-
-console = Console()
-
-
-def _start() -> None:
-    warnings.simplefilter("ignore")
-    calm_collector()
-
-
-def run_block(kind: str, first: int, count: int) -> tuple[list[Outcome], float]:
-    """Run consecutive seeds of a kind; returns how they ended, and the processor time."""
-    started = time.process_time()
-    return [run(Case(kind, seed)) for seed in range(first, first + count)], time.process_time() - started
-
-
-def blocks(record: Record, wanted: dict[str, int]) -> Iterator[tuple[str, int, int]]:
-    """What is left to run, the kind that is furthest behind first."""
-    done = {kind: record.kind(kind).done for kind in wanted}
-    while behind := [kind for kind in wanted if done[kind] < wanted[kind]]:
-        kind = min(behind, key=lambda k: done[k] / wanted[k])
-        count = min(_BLOCK, wanted[kind] - done[kind])
-        yield kind, done[kind], count
-        done[kind] += count
-
-
-def fuzz(record: Record, wanted: dict[str, int], path: Path | None, workers: int, minutes: float) -> None:
-    """Run what is left, in order, and save after every block."""
-    until = time.monotonic() + 60 * minutes
-    left = blocks(record, wanted)
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress, _pool(workers) as pool:
-        total = sum(wanted.values())
-        bar = progress.add_task("cases", total=total, completed=min(total, record.totals()["cases"]))
-        running: list[tuple[tuple[str, int, int], Future[tuple[list[Outcome], float]]]] = []
-        while True:
-            while len(running) < 2 * workers and time.monotonic() < until and (block := next(left, None)):
-                running.append((block, pool.submit(run_block, *block)))
-            if not running:
-                break
-            block, future = running.pop(0)
-            outcomes, seconds = _result(block, future)
-            record.add(block[0], outcomes, seconds, code_version())
-            totals = record.totals()
-            progress.update(
-                bar,
-                completed=totals["cases"],
-                description=f"{totals['refused']} refused, {totals['findings']} findings",
-            )
-            for outcome in outcomes:
-                if outcome.verdict == FINDING:
-                    progress.console.print(f"[red]{outcome.case}[/] {outcome.reason}", soft_wrap=True)
-            if path is not None:
-                record.save(path)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start, max_tasks_per_child=_BLOCKS_PER_PROCESS
-    )
-
-
-def _result(block: tuple[str, int, int], future: Future[tuple[list[Outcome], float]]) -> tuple[list[Outcome], float]:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise SystemExit(
-            f"a process died in {block[0]}:{block[1]} to {block[1] + block[2] - 1}: find the case with --replay"
-        ) from error
-
-
-def code_version() -> str:
-    """The commit that runs, with a star when files differ from it."""
-    git = ("git", "-C", str(Path(__file__).parent))
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
-    dirty = any(not line.endswith(".json") for line in changed.splitlines())
-    return f"{commit or 'unknown'}{'*' if dirty else ''}"
+from tests.fuzz.session import calm_process, code_version, console, fuzz
 
 
 def replay(text: str, shrink: bool) -> None:
@@ -124,7 +35,7 @@ def main(
     shrink: Annotated[bool, typer.Option(help="Shrink the replayed case.")] = True,
 ) -> None:
     """Run seeded cases of every kind: exact, refused by a named error, or a finding."""
-    _start()
+    calm_process()
     if one is not None:
         replay(one, shrink)
     if record_path is not None and record_path.exists() and not resume:

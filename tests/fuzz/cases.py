@@ -92,7 +92,7 @@ Judge = Callable[[Case], set[str]]
 def run_case(case: Case, judge: Judge) -> Outcome:
     """Run a case; nothing is raised, whatever happens in it."""
     try:
-        with _cpu_limit(_SECONDS):
+        with cpu_limit(_SECONDS):
             features = judge(case)
     except (EquivalenceError, SimulationError) as error:
         return _ended(case, FINDING, error)
@@ -120,7 +120,7 @@ def reason_of(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _cpu_limit(seconds: float) -> Iterator[None]:
+def cpu_limit(seconds: float) -> Iterator[None]:
     """Stop a case that never ends; time spent waiting for the processor does not count."""
 
     def expire(signum: int, frame: FrameType | None) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.__main__ import blocks
 from tests.fuzz.cases import EXACT, FINDING, REFUSED, Case, Outcome, run_case
 from tests.fuzz.kinds import run
 from tests.fuzz.record import Record
+from tests.fuzz.session import blocks
 
 # Seeds of recorded runs start at 0; these are others. `tests/e2e/test_random_models.py` adds models.
 _FIRST = 1_000_000
