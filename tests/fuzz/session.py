@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import time
 import warnings
@@ -23,18 +24,21 @@ _BLOCK = 10
 _BLOCKS_PER_PROCESS = 40
 
 console = Console()
+Ran = tuple[list[Outcome], float, str]
 
 
 def calm_process() -> None:
     """Settings of a process that fuzzes."""
     warnings.simplefilter("ignore")
     calm_collector()
+    code_version()
 
 
-def run_block(kind: str, first: int, count: int) -> tuple[list[Outcome], float]:
-    """Run consecutive seeds of a kind; returns how they ended, and the processor time."""
+def run_block(kind: str, first: int, count: int) -> Ran:
+    """Run consecutive seeds of a kind; returns how they ended, the processor time, and the code of this process."""
     started = time.process_time()
-    return [run(Case(kind, seed)) for seed in range(first, first + count)], time.process_time() - started
+    outcomes = [run(Case(kind, seed)) for seed in range(first, first + count)]
+    return outcomes, time.process_time() - started, code_version()
 
 
 def blocks(record: Record, wanted: dict[str, int]) -> Iterator[tuple[str, int, int]]:
@@ -55,15 +59,15 @@ def fuzz(record: Record, wanted: dict[str, int], path: Path | None, workers: int
     with Progress(*columns, console=console) as progress, _pool(workers) as pool:
         total = sum(wanted.values())
         bar = progress.add_task("cases", total=total, completed=min(total, record.totals()["cases"]))
-        running: list[tuple[tuple[str, int, int], Future[tuple[list[Outcome], float]]]] = []
+        running: list[tuple[tuple[str, int, int], Future[Ran]]] = []
         while True:
             while len(running) < 2 * workers and time.monotonic() < until and (block := next(left, None)):
                 running.append((block, pool.submit(run_block, *block)))
             if not running:
                 break
             block, future = running.pop(0)
-            outcomes, seconds = _result(block, future)
-            record.add(block[0], outcomes, seconds, code_version())
+            outcomes, seconds, code = _result(block, future)
+            record.add(block[0], outcomes, seconds, code)
             totals = record.totals()
             progress.update(
                 bar,
@@ -83,7 +87,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     )
 
 
-def _result(block: tuple[str, int, int], future: Future[tuple[list[Outcome], float]]) -> tuple[list[Outcome], float]:
+def _result(block: tuple[str, int, int], future: Future[Ran]) -> Ran:
     try:
         return future.result()
     except BrokenProcessPool as error:
@@ -92,8 +96,9 @@ def _result(block: tuple[str, int, int], future: Future[tuple[list[Outcome], flo
         ) from error
 
 
+@functools.cache
 def code_version() -> str:
-    """The commit that runs, with a star when files differ from it."""
+    """The commit that this process has imported, with a star when files differ from it."""
     git = ("git", "-C", str(Path(__file__).parent))
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
