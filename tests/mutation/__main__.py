@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.mutation.reasons import REASONS
-from tests.mutation.runner import MutationRun, summary
+from tests.mutation.runner import MutationRun, Verdict, summary
 
 RULES = [
     f"autosp_ir.comm.rules.{name}"
@@ -46,6 +47,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Of tests for each mutant.")] = 20.0,
     tests: Annotated[list[str] | None, typer.Option(help="Test files that have to notice.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Verdicts, one a line: those in it are not run again.")] = None,
 ) -> None:
     """Run mutants against the tests that can notice them, and list those that survive."""
     chosen = [m for m in RULES + CHECKS if not modules or any(part in m for part in modules)]
@@ -54,10 +56,15 @@ def main(
     with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("running the tests as they are", total=None)
 
-        def progress(done: int, total: int, survivors: int) -> None:
+        def progress(verdict: Verdict, done: int, total: int) -> None:
+            if state is not None:
+                with state.open("a") as lines:
+                    lines.write(json.dumps(asdict(verdict)) + "\n")
+            survivors = sum(v.caught_by is None for v in run.verdicts)
             bar.update(task, completed=done, total=total, description=f"{survivors} survivors")
 
-        run = MutationRun(chosen, share, seconds, progress)
+        known = state.read_text().splitlines() if state is not None and state.exists() else []
+        run = MutationRun(chosen, share, seconds, progress, [Verdict(**json.loads(line)) for line in known])
         arguments = ["-q", "--no-header", "-p", "no:cacheprovider", *(tests or TESTS)]
         code = pytest.main(arguments, plugins=[run])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

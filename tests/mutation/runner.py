@@ -6,7 +6,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,8 +19,8 @@ from tests.fuzz.cases import cpu_limit
 from tests.mutation.mutants import SEMANTIC, Mutant, applied, mutants_of
 
 _SECONDS_OF_A_TEST = 60.0
-Progress = Callable[[int, int, int], None]
-"""Called with the number of mutants done, their total, and how many survived."""
+Progress = Callable[["Verdict", int, int], None]
+"""Called with the last verdict, the number of mutants done, and their total."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,16 @@ class Verdict:
     """What became of a mutant.
 
     Args:
-        mutant: The mutant.
+        module: Of the mutant.
+        kind: Of the mutant.
+        mutant: As it prints.
         caught_by: The test that failed, None for a survivor.
         tests: How many tests ran.
     """
 
-    mutant: Mutant
+    module: str
+    kind: str
+    mutant: str
     caught_by: str | None
     tests: int
 
@@ -47,16 +51,14 @@ class MutationRun:
         share: Part of the mutants that change a condition or arithmetic only; the others all run.
         seconds: Of tests for each mutant, the fast ones first.
         progress: Told after each mutant.
-        known: Verdicts of mutants that need not run again.
+        verdicts: Of mutants that need not run again; those of this run are added.
     """
 
     modules: Sequence[str]
     share: float
     seconds: float
     progress: Progress
-    known: Iterable[str] = ()
     verdicts: list[Verdict] = field(default_factory=list)
-    total: int = 0
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run the tests once as they are, then each mutant."""
@@ -70,13 +72,11 @@ class MutationRun:
                 raise pytest.UsageError(f"{item.nodeid} fails on the code as it is")
             spent[item], covered[item] = time.process_time() - started, called
         mutants = self.chosen()
-        self.total = len(mutants)
-        for mutant in mutants:
+        for done, mutant in enumerate(mutants, start=1):
             place = (mutant.module, mutant.function)
             noticing = sorted((i for i in session.items if place in covered[i]), key=spent.__getitem__)
             self.verdicts.append(self._judge(mutant, noticing, spent))
-            survivors = sum(v.caught_by is None for v in self.verdicts)
-            self.progress(len(self.verdicts), self.total, survivors)
+            self.progress(self.verdicts[-1], done, len(mutants))
         return True
 
     def chosen(self) -> list[Mutant]:
@@ -84,8 +84,8 @@ class MutationRun:
         every = [m for name in self.modules for m in mutants_of(name)]
         rng = random.Random(0)
         kept = [m for m in every if m.kind in SEMANTIC or rng.random() < self.share]
-        skip = set(self.known)
-        return [m for m in kept if str(m) not in skip]
+        known = {v.mutant for v in self.verdicts}
+        return [m for m in kept if str(m) not in known]
 
     def _judge(self, mutant: Mutant, items: list[pytest.Item], spent: dict[pytest.Item, float]) -> Verdict:
         left, ran = self.seconds, 0
@@ -96,8 +96,8 @@ class MutationRun:
                 ran += 1
                 left -= spent[item]
                 if _fails(item):
-                    return Verdict(mutant, item.nodeid, ran)
-        return Verdict(mutant, None, ran)
+                    return Verdict(mutant.module, mutant.kind, str(mutant), item.nodeid, ran)
+        return Verdict(mutant.module, mutant.kind, str(mutant), None, ran)
 
 
 def _fails(item: pytest.Item, profile: Any = None) -> bool:
@@ -131,10 +131,10 @@ def summary(verdicts: Sequence[Verdict], reasons: dict[str, str]) -> dict[str, A
     caught: dict[str, Counter[str]] = {"by_kind": Counter(), "by_module": Counter()}
     total: dict[str, Counter[str]] = {"by_kind": Counter(), "by_module": Counter()}
     for verdict in verdicts:
-        for group, name in (("by_kind", verdict.mutant.kind), ("by_module", verdict.mutant.module)):
+        for group, name in (("by_kind", verdict.kind), ("by_module", verdict.module)):
             total[group][name] += 1
             caught[group][name] += verdict.caught_by is not None
-    survivors = [str(v.mutant) for v in verdicts if v.caught_by is None]
+    survivors = [v.mutant for v in verdicts if v.caught_by is None]
     found = sum(v.caught_by is not None for v in verdicts)
     equivalent = [s for s in survivors if reasons.get(s, "").startswith("equivalent")]
     return {
