@@ -32,10 +32,9 @@ CHECKS = [
 ]
 TESTS = [
     "tests/comm/test_layout.py",
-    "tests/comm/test_attention_positions.py",
+    "tests/comm/test_layout_operators.py",
     "tests/comm/test_layout_rules.py",
     "tests/ir/test_verify.py",
-    "tests/testing/test_golden_passes.py",
 ]
 
 console = Console()
