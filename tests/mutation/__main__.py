@@ -33,6 +33,7 @@ CHECKS = [
 TESTS = [
     "tests/comm/test_layout.py",
     "tests/comm/test_layout_operators.py",
+    "tests/comm/test_attention_layouts.py",
     "tests/comm/test_layout_rules.py",
     "tests/ir/test_verify.py",
 ]
@@ -47,6 +48,7 @@ def main(
     tests: Annotated[list[str] | None, typer.Option(help="Test files that have to notice.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     state: Annotated[Path | None, typer.Option(help="Verdicts, one a line: those in it are not run again.")] = None,
+    survivors: Annotated[bool, typer.Option(help="Run the survivors in --state again, and nothing else.")] = False,
 ) -> None:
     """Run mutants against the tests that can notice them, and list those that survive."""
     chosen = [m for m in RULES + CHECKS if not modules or any(part in m for part in modules)]
@@ -59,11 +61,14 @@ def main(
             if state is not None:
                 with state.open("a") as lines:
                     lines.write(json.dumps(asdict(verdict)) + "\n")
-            survivors = sum(v.caught_by is None for v in run.verdicts)
-            bar.update(task, completed=done, total=total, description=f"{survivors} survivors")
+            alive = sum(v.caught_by is None for v in run.verdicts)
+            bar.update(task, completed=done, total=total, description=f"{alive} survivors")
 
-        known = state.read_text().splitlines() if state is not None and state.exists() else []
-        run = MutationRun(chosen, share, seconds, progress, [Verdict(**json.loads(line)) for line in known])
+        known = _read(state)
+        again = [m for m, v in known.items() if v.caught_by is None] if survivors else None
+        run = MutationRun(
+            chosen, share, seconds, progress, [v for m, v in known.items() if m not in (again or ())], again
+        )
         arguments = ["-q", "--no-header", "-p", "no:cacheprovider", *(tests or TESTS)]
         code = pytest.main(arguments, plugins=[run])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -72,6 +77,13 @@ def main(
     console.print_json(json.dumps(result))
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _read(state: Path | None) -> dict[str, Verdict]:
+    """The last verdict about each mutant."""
+    lines = state.read_text().splitlines() if state is not None and state.exists() else []
+    verdicts = [Verdict(**json.loads(line)) for line in lines]
+    return {v.mutant: v for v in verdicts}
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class MutationRun:
         seconds: Of tests for each mutant, the fast ones first.
         progress: Told after each mutant.
         verdicts: Of mutants that need not run again; those of this run are added.
+        only: Mutants to run, in place of every one.
     """
 
     modules: Sequence[str]
@@ -59,6 +60,7 @@ class MutationRun:
     seconds: float
     progress: Progress
     verdicts: list[Verdict] = field(default_factory=list)
+    only: Sequence[str] | None = None
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run the tests once as they are, then each mutant."""
@@ -82,6 +84,8 @@ class MutationRun:
     def chosen(self) -> list[Mutant]:
         """Every mutant that takes a check or an answer away, and a sample of the others from every function."""
         every = [m for name in self.modules for m in mutants_of(name)]
+        if self.only is not None:
+            return [m for m in every if str(m) in set(self.only)]
         rng = random.Random(0)
         kept = [m for m in every if m.kind in SEMANTIC or rng.random() < self.share]
         known = {v.mutant for v in self.verdicts}
