@@ -34,6 +34,7 @@ TESTS = [
     "tests/comm/test_layout.py",
     "tests/comm/test_layout_operators.py",
     "tests/comm/test_attention_layouts.py",
+    "tests/comm/test_rule_refusals.py",
     "tests/comm/test_layout_rules.py",
     "tests/ir/test_verify.py",
 ]
