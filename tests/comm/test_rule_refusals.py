@@ -51,6 +51,9 @@ IDS, CUT_IDS, SUMMED_IDS = T((4,), dtype=I64), T((4,), Shard(0), I64), T((4,), P
 INDEX = T((4, 4), dtype=I64)
 
 
+NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1)), T((4, 1)), T((4,)), T((4,)))
+
+
 @pytest.mark.parametrize(
     ("op", "args"),
     [
@@ -101,6 +104,18 @@ INDEX = T((4, 4), dtype=I64)
         ("aten.addmm", (T((4,), Shard(0)), T((4, 4), Shard(0)), T((4, 4)))),
         ("aten.addmm", (T((4, 4)), T((4, 4), Shard(0)), T((4, 4)))),
         ("aten.addmm", (T((4,)), T((4, 4), Shard(1)), T((4, 4), Shard(0)))),
+        ("aten.layer_norm", (T((4, 4), Shard(0)), [4], T((4,), Shard(0)))),
+        ("aten.layer_norm", (T((4, 4), Shard(1)), [4])),
+        ("aten.native_layer_norm_backward", (*NORM_OF_CUT_FEATURES, [True, True, True])),
+        ("aten.dropout", (T((4, 4), Shard(0)), 0.5, True)),
+        ("aten.dropout", (T((4, 4), PARTIAL), 0.5, True)),
+        ("aten.diff", (T((4, 4), Shard(1)), 1, 0, T((1, 4)))),
+        ("aten.diff", (T((4, 4), Shard(0)), 1, 0)),
+        ("aten.cat", ([T((4, 4), Shard(0)), T((4, 4))], 1)),
+        ("aten.cat", ([T((4, 4), PARTIAL), T((4, 4))], 1)),
+        ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 0, 4)),
+        ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 1, None)),
+        ("aten.masked_fill.Scalar", (T((4, 4), PARTIAL), T((4, 4), Shard(0), torch.bool), 0)),
         ("aten.einsum", ("ab,bc,cd->ad", [T((4, 4), Shard(0)), T((4, 4)), T((4, 4))])),
         ("aten.einsum", ("ab,bc", [T((4, 4), Shard(0)), T((4, 4))])),
     ],
@@ -115,6 +130,18 @@ def test_refused(op: str, args: tuple[Any, ...]) -> None:
     ("op", "args", "expected"),
     [
         ("aten.one_hot", (CUT_IDS, 4), Shard(0)),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(2)), 1, [2, 2]), Shard(3)),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(2, 3)), 1, [2, 2]), Shard(3, 3)),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(0)), 1, [2, 2]), Shard(0)),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(1)), 1, [2, 2]), Shard(1)),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(1, 2)), 1, [2, 2]), Shard(2)),
+        ("aten.unflatten.int", (T((2, 8, 2), Shard(1, 4)), 1, [2, 4]), Shard(2, 2)),
+        ("aten.unbind.int", (T((2, 4), Shard(1)), 0), Shard(0)),
+        ("aten.unbind.int", (T((2, 4), Shard(0)), 1), Shard(0)),
+        ("aten.dropout", (T((4, 4)), 0.5, True), INVARIANT),
+        ("aten.dropout", (T((4, 4), Shard(0)), 0.5, False), Shard(0)),
+        ("aten.dropout", (T((4, 4), Shard(1)), 0.0, True), Shard(1)),
+        ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 0, None), Shard(0)),
         ("aten.index.Tensor", (T((4, 4), PARTIAL), [IDS]), PARTIAL),
         ("aten.index.Tensor", (T((4, 4), Shard(1)), [IDS]), Shard(1)),
         ("aten.index.Tensor", (T((4, 4)), [CUT_IDS]), Shard(0)),
@@ -159,6 +186,14 @@ def test_a_hypothetical_placement_stands_in_for_the_stored_one() -> None:
     made = b.aten.silu(x).producer
     assert infer_layout(made, b.program, SP) == INVARIANT
     assert infer_layout(made, b.program, SP, placements={x: Shard(1)}) == Shard(1)
+
+
+def test_a_hint_chooses_where_the_ranks_stand_in_a_split_dimension() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (2, 4, 6), F64, layout={SP: Shard(1, 2)})
+    made = b.call("aten.unflatten.int", (x, 1, [2, 2])).producer
+    assert infer_layout(made, b.program, SP, hint=Shard(1, 2)) == Shard(1, 2)
+    assert infer_layout(made, b.program, SP, hint=Shard(2)) == Shard(2)
 
 
 def test_two_operands_cut_differently_in_one_einsum_are_refused() -> None:

@@ -35,6 +35,8 @@ TESTS = [
     "tests/comm/test_layout_operators.py",
     "tests/comm/test_attention_layouts.py",
     "tests/comm/test_rule_refusals.py",
+    "tests/comm/test_layout_checks.py",
+    "tests/ir/test_verify_inputs.py",
     "tests/comm/test_layout_rules.py",
     "tests/ir/test_verify.py",
 ]
