@@ -116,6 +116,7 @@ NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1))
         ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 0, 4)),
         ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 1, None)),
         ("aten.masked_fill.Scalar", (T((4, 4), PARTIAL), T((4, 4), Shard(0), torch.bool), 0)),
+        ("aten.view", (T((1, 1, 4), Shard(1)), [1, 4])),
         ("aten.einsum", ("ab,bc,cd->ad", [T((4, 4), Shard(0)), T((4, 4)), T((4, 4))])),
         ("aten.einsum", ("ab,bc", [T((4, 4), Shard(0)), T((4, 4))])),
     ],
@@ -130,6 +131,9 @@ def test_refused(op: str, args: tuple[Any, ...]) -> None:
     ("op", "args", "expected"),
     [
         ("aten.one_hot", (CUT_IDS, 4), Shard(0)),
+        ("aten.view", (T((2, 3, 1, 4), Shard(2)), [6, 1, 4]), Shard(1)),
+        ("aten.view", (T((2, 3, 2, 4), Shard(2, 2)), [6, 2, 4]), Shard(1, 2)),
+        ("aten.cross_entropy_loss", (T((2, 4, 4), Shard(2)), T((2, 4, 4), Shard(2)), None, 2), PARTIAL),
         ("aten.unflatten.int", (T((2, 4, 6), Shard(2)), 1, [2, 2]), Shard(3)),
         ("aten.unflatten.int", (T((2, 4, 6), Shard(2, 3)), 1, [2, 2]), Shard(3, 3)),
         ("aten.unflatten.int", (T((2, 4, 6), Shard(0)), 1, [2, 2]), Shard(0)),
@@ -194,6 +198,21 @@ def test_a_hint_chooses_where_the_ranks_stand_in_a_split_dimension() -> None:
     made = b.call("aten.unflatten.int", (x, 1, [2, 2])).producer
     assert infer_layout(made, b.program, SP, hint=Shard(1, 2)) == Shard(1, 2)
     assert infer_layout(made, b.program, SP, hint=Shard(2)) == Shard(2)
+
+
+def test_a_partial_sum_divided_by_itself_is_no_partial_sum() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 4), F64, layout={SP: PARTIAL})
+    with pytest.raises(LayoutError, match="read twice"):
+        b.aten.div.Tensor(x, x)
+
+
+def test_a_number_that_measures_a_shard_meets_no_whole_value_beside_a_cut_one() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x, w = b.input("x", (4, 6), F64, layout={SP: Shard(0)}), b.input("w", (6,), F64)
+    own = b.call("aten.sym_size.int", (x, 0))
+    with pytest.raises(LayoutError, match="measures a sharded dimension"):
+        b.call("aten.add.Tensor", (x, w), {"alpha": own})
 
 
 def test_two_operands_cut_differently_in_one_einsum_are_refused() -> None:
