@@ -207,12 +207,14 @@ def test_a_partial_sum_divided_by_itself_is_no_partial_sum() -> None:
         b.aten.div.Tensor(x, x)
 
 
-def test_a_number_that_measures_a_shard_meets_no_whole_value_beside_a_cut_one() -> None:
+def test_a_number_that_measures_a_shard_meets_no_whole_value() -> None:
     b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
     x, w = b.input("x", (4, 6), F64, layout={SP: Shard(0)}), b.input("w", (6,), F64)
     own = b.call("aten.sym_size.int", (x, 0))
-    with pytest.raises(LayoutError, match="measures a sharded dimension"):
-        b.call("aten.add.Tensor", (x, w), {"alpha": own})
+    for call in (("aten.add.Tensor", (x, w), {"alpha": own}), ("aten.mul.Tensor", (w, own))):
+        with pytest.raises(LayoutError, match="measures a sharded dimension"):
+            b.call(*call)
+    assert b.call("aten.mul.Tensor", (w, b.call("aten.sym_size.int", (x, 1)))).type.layout[SP] == INVARIANT
 
 
 def test_two_operands_cut_differently_in_one_einsum_are_refused() -> None:
