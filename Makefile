@@ -11,7 +11,8 @@ STAMP := .venv/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check support bench bench-report bench-gpu notebooks clean
+FUZZ ?= models=2000 tokens=4000 graphs=4000 layouts=10000
+.PHONY: help setup demo test check support fuzz mutation bench bench-report bench-gpu notebooks clean
 
 help:  ## print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,12 @@ check: setup  ## lint, format, types, import layers
 
 support: setup  ## examine every architecture of the tests and write docs/support.md (minutes)
 	$(ONE_THREAD) $(BIN)/python -m tests.doctor.support_page
+
+fuzz: setup  ## go on with the recorded fuzzing run (hours on one core; FUZZ='layouts=1000' for less)
+	$(ONE_THREAD) $(BIN)/python -W ignore -m tests.fuzz $(FUZZ) --record benchmarks/results/fuzz.json --resume
+
+mutation: setup  ## break each layout rule and each check of the verifier, and count what the tests notice
+	$(ONE_THREAD) $(BIN)/python -W ignore -m tests.mutation --json benchmarks/results/mutation.json $(ARGS)
 
 bench: setup  ## time capture, passes and steps on this machine
 	$(BIN)/python -m benchmarks

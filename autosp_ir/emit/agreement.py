@@ -96,8 +96,8 @@ def _difference(name: str, ranks: Sequence[Told]) -> str | None:
 def _hint(axis: str, differing: Sequence[str]) -> str:
     if all(text.startswith(GENERATOR) for text in differing):
         return (
-            "they would draw different dropout masks where they must draw the same: call torch.manual_seed(seed) with one "
-            f"seed on every rank of a {axis!r} group, and draw nothing between steps on some ranks only"
+            "they would draw different dropout masks where they must draw the same: call torch.manual_seed(seed) with "
+            f"one seed on every rank of a {axis!r} group, and draw nothing between steps on some ranks only"
         )
     if all(text.startswith(PARAMETER) for text in differing):
         return (

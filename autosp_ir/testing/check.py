@@ -102,7 +102,7 @@ def _check_counts(program: Program, expect: Mapping[str, int]) -> None:
 
 
 def assert_same_numbers(
-    before: Program, after: Program, batch: Any = None, *, rtol: float = 1e-10, seed: int = 0
+    before: Program, after: Program, batch: Any = None, *, rtol: float = 1e-10, seed: int = 0, least: float = 0.0
 ) -> None:
     """Check that two programs compute the same outputs and gradients, in float64 on all their ranks.
 
@@ -112,6 +112,7 @@ def assert_same_numbers(
         batch: User inputs; drawn at random when None, as are parameters that the programs are not bound to.
         rtol: Largest relative error.
         seed: Of random inputs.
+        least: Magnitude that every gradient counts as at least; see `compare_runs`.
 
     Raises:
         EquivalenceError: They differ. AutoSPError when one of them cannot be run.
@@ -123,7 +124,9 @@ def assert_same_numbers(
         simulate(promote(runnable), given, tensors=drawn.tensors, tangents=drawn.tangents, seed=seed)
         for runnable in (with_gathered_attention(before), with_gathered_attention(after))
     ]
-    report = compare_runs(runs[1], runs[0], rtol=rtol, title="the program after the pass against the one before")
+    report = compare_runs(
+        runs[1], runs[0], rtol=rtol, least=least, title="the program after the pass against the one before"
+    )
     report.check()
 
 

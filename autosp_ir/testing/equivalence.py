@@ -190,9 +190,25 @@ def assert_equivalent(
 
 
 def compare_runs(
-    found: Simulation, expected: Simulation, *, rtol: float = 1e-10, floor: float = FLOOR, title: str = "two runs"
+    found: Simulation,
+    expected: Simulation,
+    *,
+    rtol: float = 1e-10,
+    floor: float = FLOOR,
+    least: float = 0.0,
+    title: str = "two runs",
 ) -> Report:
-    """Compare two simulated runs: outputs of every rank of `found` with rank 0 of `expected`, and gradients."""
+    """Compare two simulated runs: outputs of every rank of `found` with rank 0 of `expected`, and gradients.
+
+    Args:
+        found: The run under test.
+        expected: The reference.
+        rtol: Largest error that passes.
+        floor: Part of the largest gradient that every gradient counts as at least.
+        least: Magnitude that every gradient counts as at least, for programs whose gradients may all be zero by
+            construction.
+        title: Of the report.
+    """
     report = Report(title, rtol)
     for rank, outputs in enumerate(found.outputs):
         where = f" on rank {rank}" if len(found.outputs) > 1 else ""
@@ -202,7 +218,7 @@ def compare_runs(
         ]
     report.deviations += compare_named("buffer", found.buffers, expected.buffers)
     report.deviations += compare_named(
-        GRADIENT, found.grads, expected.grads, floor=gradient_floor(expected.grads.values(), floor)
+        GRADIENT, found.grads, expected.grads, floor=max(least, gradient_floor(expected.grads.values(), floor))
     )
     return report
 

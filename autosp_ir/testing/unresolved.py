@@ -22,6 +22,8 @@ def with_gathered_attention(program: Program) -> Program:
         axes = {axis: copy.mesh[axis] for axis in unresolved_axes(node)}
         if axes:
             _gather(node, axes, rewriter)
+    # What was replaced must go: with a mask over all tokens it cannot be traced in local shapes.
+    rewriter.dead_code()
     return copy
 
 

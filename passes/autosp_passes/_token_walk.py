@@ -197,7 +197,9 @@ class TokenWalk(ABC):
         if any(isinstance(self.placement(v), Partial) for v in tensors):
             summed = [[INVARIANT if isinstance(p, Partial) else p for p in o] for o in options]
             for combination in itertools.islice(itertools.product(*summed), _MOST_COMBINATIONS):
-                yield dict(zip(tensors, combination, strict=True))
+                # With nothing cut the work is the same on every rank, so that no operand may become Replicate for it.
+                if any(isinstance(p, Shard) for p in combination):
+                    yield dict(zip(tensors, combination, strict=True))
 
     def _options(self, node: Node, value: Value, moved: bool) -> list[Placement]:
         here = self.placement(value)

@@ -98,6 +98,7 @@ def _views() -> list[Probe]:
         Probe("aten.slice.Tensor", (x, 1, -2, 9223372036854775807)),
         Probe("aten.narrow", (x, 2, 1, 4)),
         Probe("aten.flip", (x, [1])),
+        Probe("prims.rev", (x, [1])),
         Probe("aten.roll", (x, [1], [1])),
         Probe("aten.roll", (x, [1])),
         Probe("aten.constant_pad_nd", (x, [0, 0, 1, 2])),

@@ -49,7 +49,7 @@ class Ref:
 
 def random_pair(seed: int, ranks: int, steps: int = 24) -> tuple[Program, Program, dict[str, Tensor]]:
     """A random program for `ranks` ranks, its twin for one, and a batch."""
-    walk = _Walk(seed, ranks)
+    walk = Walk(seed, ranks)
     walk.walk(steps)
     outputs = [step for step in walk.outputs() if walk.take(step)]
     walk.builder.output(*walk.values[-len(outputs) :])
@@ -69,7 +69,8 @@ def _start(seed: int, size: int) -> tuple[ProgramBuilder, list[Value]]:
     return builder, values
 
 
-def _replay(builder: ProgramBuilder, values: list[Value], step: Step, size: int, ranks: int) -> Value:
+def replay(builder: ProgramBuilder, values: list[Value], step: Step, size: int, ranks: int) -> Value:
+    """Take one step in a program of `size` ranks; the sizes in its arguments are those of one of `ranks`."""
     args = list(_resolved(step.args, values))
     if step.op.startswith("autosp."):
         args = [size if a is ... else a for a in args]
@@ -90,7 +91,9 @@ def _resolved(item: Any, values: list[Value]) -> Any:
     return item
 
 
-class _Walk:
+class Walk:
+    """The values made so far, for several ranks and for one."""
+
     def __init__(self, seed: int, ranks: int) -> None:
         self.random = random.Random(seed)
         self.ranks = ranks
@@ -109,14 +112,14 @@ class _Walk:
     def take(self, step: Step) -> bool:
         """Add an operation to both programs, if the rules accept it here and the shapes fit there."""
         try:
-            value = _replay(self.builder, self.values, step, self.ranks, self.ranks)
+            value = replay(self.builder, self.values, step, self.ranks, self.ranks)
         except AutoSPError:
             return False
         here = self.placement(value)
         if step.sizes is not None and isinstance(here, Shard):
             step = replace(step, shard=here)
         try:
-            twin = _replay(self.twin, self.twins, step, 1, self.ranks)
+            twin = replay(self.twin, self.twins, step, 1, self.ranks)
         except AutoSPError:
             # A constant of local shape stood for its slice, which has no counterpart of the same shape.
             self.builder.program.graph.erase(value.producer)
@@ -165,48 +168,48 @@ class _Walk:
         return [i for i, k in enumerate(kinds) if k.dtype.is_floating_point and 0 < int(k.numel) <= _MOST_ELEMENTS]
 
 
-def _unary(w: _Walk) -> Step:
+def _unary(w: Walk) -> Step:
     return Step(f"aten.{w.random.choice(_UNARY)}", (Ref(w.pick()[0]),))
 
 
-def _scaled(w: _Walk) -> Step:
+def _scaled(w: Walk) -> Step:
     return Step("aten.mul.Tensor", (Ref(w.pick()[0]), w.random.choice([0.5, -2.0])))
 
 
-def _binary(w: _Walk) -> Step:
+def _binary(w: Walk) -> Step:
     index, value = w.pick()
     return Step(f"aten.{w.random.choice(_BINARY)}", (Ref(index), Ref(w.partner(value))))
 
 
-def _select_by_mask(w: _Walk) -> Step:
+def _select_by_mask(w: Walk) -> Step:
     index, value = w.pick()
     return Step("aten.masked_fill.Scalar", (Ref(index), _mask(w, w.partner(value)), 0))
 
 
-def _mask(w: _Walk, index: int) -> Ref:
+def _mask(w: Walk, index: int) -> Ref:
     masks = [i for i, v in enumerate(w.values) if v.tensor_type.dtype == torch.bool]
     return Ref(w.random.choice(masks)) if masks else Ref(index)
 
 
-def _compare(w: _Walk) -> Step:
+def _compare(w: Walk) -> Step:
     return Step("aten.gt.Scalar", (Ref(w.pick()[0]), 0.1))
 
 
-def _matmul(w: _Walk) -> Step | None:
+def _matmul(w: Walk) -> Step | None:
     index, value = w.pick(2)
     inner = value.tensor_type.shape[-1]
     fitting = [i for i in w.floats() if w.values[i].tensor_type.ndim == 2 and w.values[i].tensor_type.shape[0] == inner]
     return Step("aten.matmul", (Ref(index), Ref(w.random.choice(fitting)))) if fitting else None
 
 
-def _linear(w: _Walk) -> Step | None:
+def _linear(w: Walk) -> Step | None:
     index, value = w.pick(1)
     inner = value.tensor_type.shape[-1]
     fitting = [i for i in w.floats() if w.values[i].tensor_type.ndim == 2 and w.values[i].tensor_type.shape[1] == inner]
     return Step("aten.linear", (Ref(index), Ref(w.random.choice(fitting)))) if fitting else None
 
 
-def _view(w: _Walk) -> Step:
+def _view(w: Walk) -> Step:
     index, value = w.pick(1)
     rest, sizes = math.prod(int(e) for e in value.tensor_type.shape), list[int]()
     while rest > 1 and len(sizes) < 4:
@@ -216,38 +219,38 @@ def _view(w: _Walk) -> Step:
     return Step("aten.reshape", (Ref(index), [*sizes, rest]), sizes=1)
 
 
-def _expand(w: _Walk) -> Step:
+def _expand(w: Walk) -> Step:
     index, value = w.pick(1)
     sizes = [2, *(w.random.choice([e, 3]) if e == 1 else int(e) for e in value.tensor_type.shape)]
     return Step("aten.expand", (Ref(index), sizes), sizes=1)
 
 
-def _move(w: _Walk) -> Step:
+def _move(w: Walk) -> Step:
     index, value = w.pick(2)
     dims = list(range(value.tensor_type.ndim))
     w.random.shuffle(dims)
     return Step("aten.permute", (Ref(index), dims))
 
 
-def _part(w: _Walk) -> Step:
+def _part(w: Walk) -> Step:
     index, value = w.pick(1)
     dim = w.random.randrange(value.tensor_type.ndim)
     end = w.random.choice([1, 2, 2**63 - 1])
     return Step("aten.slice.Tensor", (Ref(index), dim, w.random.choice([0, 1]), end))
 
 
-def _unsqueeze(w: _Walk) -> Step:
+def _unsqueeze(w: Walk) -> Step:
     index, value = w.pick()
     return Step("aten.unsqueeze", (Ref(index), w.random.randint(0, value.tensor_type.ndim)))
 
 
-def _cat(w: _Walk) -> Step:
+def _cat(w: Walk) -> Step:
     index, value = w.pick(1)
     same = [i for i in w.floats() if w.values[i].tensor_type.shape == value.tensor_type.shape]
     return Step("aten.cat", ([Ref(index), Ref(w.random.choice(same))], w.random.randrange(value.tensor_type.ndim)))
 
 
-def _reduce(w: _Walk) -> Step:
+def _reduce(w: Walk) -> Step:
     index, value = w.pick(1)
     dims = w.random.sample(range(value.tensor_type.ndim), w.random.randint(1, value.tensor_type.ndim))
     here = w.placement(value)
@@ -258,18 +261,18 @@ def _reduce(w: _Walk) -> Step:
     )
 
 
-def _along(w: _Walk) -> Step:
+def _along(w: Walk) -> Step:
     index, value = w.pick(1)
     dim = w.random.randrange(value.tensor_type.ndim)
     return Step("aten._softmax", (Ref(index), dim, False)) if dim % 2 else Step("aten.cumsum", (Ref(index), dim))
 
 
-def _norm(w: _Walk) -> Step:
+def _norm(w: Walk) -> Step:
     index, value = w.pick(1)
     return Step("aten.native_layer_norm", (Ref(index), [int(value.tensor_type.shape[-1])], None, None, 1e-2))
 
 
-def _communicate(w: _Walk) -> Step:
+def _communicate(w: Walk) -> Step:
     index, value = w.pick()
     here, ndim = w.placement(value), max(value.tensor_type.ndim, 1)
     dim, other = w.random.randrange(ndim), w.random.randrange(ndim)
@@ -284,8 +287,9 @@ def _communicate(w: _Walk) -> Step:
     return w.random.choice([cuts, Step("autosp.invariant_to_replicate", (Ref(index), AXIS, ...))])
 
 
-_STEPS: tuple[Callable[[_Walk], Step | None], ...] = (
-    *(_communicate,) * 6,
+LOCAL_STEPS: tuple[Callable[[Walk], Step | None], ...] = (
     *(_unary, _scaled, _binary, _binary, _select_by_mask, _compare, _matmul, _linear, _view, _expand, _move, _part),
     *(_unsqueeze, _cat, _reduce, _reduce, _along, _norm),
 )
+"""Operations that every rank does alone."""
+_STEPS = (*(_communicate,) * 6, *LOCAL_STEPS)

@@ -14,10 +14,12 @@ from autosp_ir.errors import LayoutError
 from autosp_ir.ir.graph import Graph
 from autosp_ir.ir.program import Program, Stage
 from autosp_ir.ir.types import INVARIANT, PARTIAL, Placement, Shard, TensorType
+from tests.comm.accepted import check_accepted, probe_names
 from tests.comm.layout_probe import Probe, ask, expected_of, is_true, placements_of, resolvable, truths
 from tests.comm.layout_probes import all_probes, real
 
 PROBES = all_probes()
+NAMES = probe_names(PROBES)
 
 # These have no kernel on a CPU, no tensor result, or communicate; the last are tested on simulated ranks.
 WITHOUT_PROBE = frozenset({"aten._fused_rms_norm_backward"})
@@ -30,6 +32,8 @@ def test_no_rule_makes_a_false_claim(probe: Probe) -> None:
     false = [f"{[str(p) for p in a.placements]} -> {a.outcome}" for a, true in answers if not true]
     assert not false, f"{probe.op} claims what is not so: {false[:5]}"
     assert answers, f"{probe.op} accepts nothing, not even whole operands"
+    # A rule that refuses more than before is safe, but a loss: models would gather, or be refused.
+    check_accepted(NAMES[id(probe)], [f"{', '.join(map(str, a.placements))} -> {a.outcome}" for a, _ in answers])
 
 
 def test_every_rule_has_a_probe() -> None:

@@ -22,6 +22,8 @@ SPELLINGS = (
 SHARING = ("apart", "k-is-v", "q-is-k", "two-attentions", "k-again", "cross-block")
 
 Shared = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor]
+"""Ids and labels `[B, S]`, for masks made of them."""
 
 
 class Attention(nn.Module):
@@ -32,33 +34,35 @@ class Attention(nn.Module):
         sharing: What is used for keys and values, and what else reads them.
         kv_heads: Fewer key heads than query heads, expanded by hand unless SDPA does it.
         bias: Whether projections have one.
+        heads: Query heads, each as wide as if there were four.
     """
 
-    def __init__(self, spelling: str, sharing: str, kv_heads: int, bias: bool) -> None:
+    def __init__(self, spelling: str, sharing: str, kv_heads: int, bias: bool, heads: int = HEADS) -> None:
         super().__init__()
-        self.spelling, self.sharing, self.kv_heads = spelling, sharing, kv_heads
+        self.spelling, self.sharing, self.kv_heads, self.heads = spelling, sharing, kv_heads, heads
         self.head_width = WIDTH // HEADS
-        narrow = kv_heads * self.head_width
-        self.q = nn.Linear(WIDTH, WIDTH, bias)
+        narrow, wide = kv_heads * self.head_width, heads * self.head_width
+        self.form: nn.Module | None = None
+        self.q = nn.Linear(WIDTH, wide, bias)
         self.k = nn.Linear(WIDTH, narrow, bias)
         self.v = nn.Linear(WIDTH, narrow, bias)
-        self.out = nn.Linear(WIDTH, WIDTH, bias)
-        self.second = nn.Linear(WIDTH, WIDTH, bias) if sharing == "two-attentions" else None
+        self.out = nn.Linear(wide, WIDTH, bias)
+        self.second = nn.Linear(WIDTH, wide, bias) if sharing == "two-attentions" else None
         self.back = nn.Linear(narrow, WIDTH, bias) if sharing == "k-again" else None
 
-    def forward(self, x: Tensor, shared: Shared | None = None) -> tuple[Tensor, Shared]:
+    def forward(self, x: Tensor, shared: Shared | None = None, batch: Batch | None = None) -> tuple[Tensor, Shared]:
         b, t, _ = x.shape
-        q = self._split(self.q(x), HEADS)
+        q = self._split(self.q(x), self.heads)
         k = self._split(self.k(x), self.kv_heads)
         v = k if self.sharing == "k-is-v" else self._split(self.v(x), self.kv_heads)
-        if self.sharing == "q-is-k" and self.kv_heads == HEADS:
+        if self.sharing == "q-is-k" and self.kv_heads == self.heads:
             k = q
         if self.sharing == "cross-block" and shared is not None:
             k, v = shared
-        y = self._attend(q, k, v)
+        y = self._attend(q, k, v, batch)
         if self.second is not None:
-            y = y + self._attend(self._split(self.second(x), HEADS), k, v)
-        y = self.out(y.transpose(1, 2).reshape(b, t, WIDTH))
+            y = y + self._attend(self._split(self.second(x), self.heads), k, v, batch)
+        y = self.out(y.transpose(1, 2).reshape(b, t, -1))
         if self.back is not None:
             y = y + torch.tanh(self.back(k.transpose(1, 2).flatten(2)))
         return y, (k, v)
@@ -66,7 +70,10 @@ class Attention(nn.Module):
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.view(x.shape[0], x.shape[1], heads, self.head_width).transpose(1, 2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, batch: Batch | None = None) -> Tensor:
+        if self.form is not None:
+            attended: Tensor = self.form(q, k, v, batch)
+            return attended
         groups = q.shape[1] // k.shape[1]
         if self.spelling == "sdpa-grouped":
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)

@@ -37,6 +37,7 @@ class Recipe:
     frozen: bool
     length: int
     batch_size: int
+    heads: int = HEADS
 
     def __str__(self) -> str:
         return " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
@@ -73,7 +74,9 @@ class RandomModel(nn.Module):
         self.embed = nn.Embedding(VOCAB, WIDTH)
         self.places = nn.Embedding(64, WIDTH) if r.positions in ("learned", "counted") else None
         self.norms = nn.ModuleList([NORMS[r.norm]() for _ in range(2 * r.layers)])
-        self.attentions = nn.ModuleList([Attention(r.spelling, r.sharing, r.kv_heads, r.bias) for _ in range(r.layers)])
+        self.attentions = nn.ModuleList(
+            [Attention(r.spelling, r.sharing, r.kv_heads, r.bias, r.heads) for _ in range(r.layers)]
+        )
         self.mlps = nn.ModuleList([MLPS[r.mlp](r.bias) for _ in range(r.layers)])
         self.mixer = MIXERS[r.mixer]() if r.mixer != "none" else nn.Identity()
         self.head = nn.Linear(WIDTH, VOCAB, bias=r.bias)
@@ -88,7 +91,7 @@ class RandomModel(nn.Module):
         x = self.embed(input_ids) + self._positions(input_ids)
         shared: Shared | None = None
         for i, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
-            y, shared = attention(self.norms[2 * i](x), shared)
+            y, shared = attention(self.norms[2 * i](x), shared, (input_ids, labels))
             x = x + y
             x = self.mixer(x) if i == 0 else x
             x = x + mlp(self.norms[2 * i + 1](x))

@@ -62,7 +62,7 @@ def _narrow(ctx: RuleContext) -> Outcome:
     return off_dimension(ctx, value, ctx.dim(value), "a slice")
 
 
-@rule("aten.flip", "aten.roll")
+@rule("aten.flip", "aten.roll", "prims.rev")
 def _reorder(ctx: RuleContext) -> Outcome:
     value = ctx.tensors[0]
     for dim in ctx.dims(value, "dims"):

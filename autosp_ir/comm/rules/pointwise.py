@@ -62,7 +62,8 @@ _GRADIENT_ARGUMENTS = ("grad_output", "grad")
 
 def pointwise(ctx: RuleContext) -> Outcome:
     """The rule of every elementwise operation."""
-    if ctx.tensors and any(isinstance(ctx.placement(v), Shard | Partial) for v in ctx.tensors):
+    if ctx.tensors:
+        # Where every tensor is whole too: the result would be one rank's number and pass for the whole model's.
         _refuse_local_extents(ctx)
     if any(isinstance(ctx.placement(v), Partial) for v in ctx.tensors):
         return _partial(ctx)

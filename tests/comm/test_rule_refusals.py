@@ -1,0 +1,222 @@
+"""What rules refuse although numbers alone would not show it: the kernel fails first, or only some sizes are wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from autosp_ir.comm.layout import infer_layout
+from autosp_ir.errors import LayoutError
+from autosp_ir.ir.graph import Value
+from autosp_ir.ir.program import Stage
+from autosp_ir.ir.types import INVARIANT, PARTIAL, Placement, Shard
+from autosp_ir.rewrite.builder import ProgramBuilder
+
+SP = "sp"
+I64, F64 = torch.int64, torch.float64
+
+
+class T:
+    """An operand: local shape, placement, dtype; `zeros` makes it by `aten.zeros`."""
+
+    def __init__(
+        self, shape: tuple[int, ...], placement: Placement = INVARIANT, dtype: torch.dtype = F64, zeros: bool = False
+    ) -> None:
+        self.shape, self.placement, self.dtype, self.zeros = shape, placement, dtype, zeros
+
+    def build(self, b: ProgramBuilder) -> Value:
+        """The operand's value."""
+        if self.zeros:
+            made: Value = b.call("aten.zeros", (list(self.shape),), {"dtype": self.dtype})
+            return made
+        return b.input(f"x{len(b.program.signature.inputs)}", self.shape, self.dtype, layout={SP: self.placement})
+
+
+def placed(op: str, *args: Any, **kwargs: Any) -> Placement:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+
+    def built(item: Any) -> Any:
+        if isinstance(item, T):
+            return item.build(b)
+        return [built(i) for i in item] if isinstance(item, list) else item
+
+    made = b.call(op, tuple(map(built, args)), kwargs)
+    found: Placement = (made[0] if isinstance(made, tuple) else made).type.layout[SP]
+    return found
+
+
+IDS, CUT_IDS, SUMMED_IDS = T((4,), dtype=I64), T((4,), Shard(0), I64), T((4,), PARTIAL, I64)
+INDEX = T((4, 4), dtype=I64)
+
+
+NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1)), T((4, 1)), T((4,)), T((4,)))
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        ("aten.embedding", (T((4, 4)), SUMMED_IDS)),
+        ("aten.embedding", (T((4, 4), Shard(0)), IDS)),
+        ("aten.embedding_dense_backward", (T((4, 4), Shard(0)), IDS, 8, -1, False)),
+        ("aten.embedding_dense_backward", (T((4, 4), Shard(0)), CUT_IDS, 8, -1, True)),
+        ("aten.one_hot", (SUMMED_IDS, 4)),
+        ("aten.gather", (T((4, 4)), 0, T((4, 4), PARTIAL, I64))),
+        ("aten.gather", (T((4, 4), PARTIAL), 0, T((4, 4), Shard(0), I64))),
+        ("aten.gather", (T((4, 4), Shard(0)), 0, INDEX)),
+        ("aten.gather", (T((4, 4), Shard(1)), 0, T((4, 2), Shard(1), I64))),
+        ("aten.scatter_add", (T((4, 4), Shard(0)), 0, T((4, 4), Shard(0), I64), T((4, 4), Shard(0)))),
+        ("aten.scatter_add", (T((4, 4)), 0, T((4, 4), Shard(0), I64), T((4, 4), Shard(0)))),
+        ("aten.scatter_add", (T((4, 4), zeros=True), 0, INDEX, T((4, 4), Shard(0)))),
+        ("aten.scatter_add", (T((4, 4), Shard(1)), 0, T((4, 2), Shard(1), I64), T((4, 2), Shard(1)))),
+        ("aten.scatter_add", (T((4, 4), PARTIAL), 0, INDEX, T((4, 4)))),
+        ("aten.scatter_add", (T((4, 4)), 0, INDEX, T((4, 4), PARTIAL))),
+        ("aten.scatter_add", (T((4, 4), PARTIAL), 0, T((4, 4), Shard(0), I64), T((4, 4), PARTIAL))),
+        ("aten.scatter.value", (T((4, 4), PARTIAL), 0, INDEX, 1.0)),
+        ("aten.scatter.value", (T((4, 4), Shard(0)), 0, T((4, 4), Shard(0), I64), 1.0)),
+        ("aten.index_add", (T((4, 4)), 0, CUT_IDS, T((4, 4), Shard(0)))),
+        ("aten.index_add", (T((4, 4)), 0, CUT_IDS, T((4, 4)))),
+        ("aten.index_add", (T((4, 4), Shard(0)), 0, IDS, T((4, 4), Shard(0)))),
+        ("aten.index_add", (T((4, 4), PARTIAL), 0, IDS, T((4, 4)))),
+        ("aten.index_select", (T((4, 4)), 0, SUMMED_IDS)),
+        ("aten.index_select", (T((4, 4), Shard(1)), 0, CUT_IDS)),
+        ("aten.index_select", (T((4, 4), Shard(0)), 0, IDS)),
+        ("aten.index.Tensor", (T((4, 4), PARTIAL), [CUT_IDS])),
+        ("aten.index.Tensor", (T((4, 4), Shard(0)), [IDS])),
+        ("aten.index.Tensor", (T((4, 4), Shard(1)), [CUT_IDS])),
+        ("aten.index.Tensor", (T((4, 4, 4)), [CUT_IDS, None, CUT_IDS])),
+        ("aten.index_put", (T((4, 4), Shard(1)), [IDS], T((4, 4)), True)),
+        ("aten.index_put", (T((4, 4)), [CUT_IDS], T((4, 4), Shard(0)), True)),
+        ("aten.index_put", (T((4, 4), Shard(0)), [IDS], T((4, 4)), True)),
+        ("aten.slice_backward", (T((4, 2), Shard(0)), [8, 4], 1, 0, 2, 1)),
+        ("aten.slice_backward", (T((4, 2), Shard(1)), [4, 4], 1, 0, 2, 1)),
+        ("aten.select_backward", (T((4,), Shard(0)), [8, 4], 1, 0)),
+        ("aten.cross_entropy_loss", (T((4, 4, 4), Shard(1)), T((4, 4), dtype=I64), None, 2)),
+        ("aten.cross_entropy_loss", (T((4, 4, 4), Shard(1)), T((4, 4), Shard(1), I64), None, 2)),
+        ("aten.cross_entropy_loss", (T((4, 4)), CUT_IDS, None, 2)),
+        ("aten.cross_entropy_loss", (T((4, 4), Shard(0)), IDS, None, 2)),
+        ("aten.cross_entropy_loss", (T((4, 4), Shard(0)), CUT_IDS, None, 1)),
+        ("aten.cross_entropy_loss", (T((4, 4), Shard(0)), CUT_IDS, T((4,), Shard(0)), 2)),
+        ("aten.cross_entropy_loss", (T((4, 4), PARTIAL), IDS, None, 2)),
+        ("aten.nll_loss_backward", (T((4,), Shard(0)), T((4, 4)), IDS, None, 0, -100, T(()))),
+        ("aten.nll_loss_backward", (T((), PARTIAL), T((4, 4), Shard(0)), CUT_IDS, None, 2, -100, T(()))),
+        ("aten.addmm", (T((4,), Shard(0)), T((4, 4), Shard(0)), T((4, 4)))),
+        ("aten.addmm", (T((4, 4)), T((4, 4), Shard(0)), T((4, 4)))),
+        ("aten.addmm", (T((4,)), T((4, 4), Shard(1)), T((4, 4), Shard(0)))),
+        ("aten.layer_norm", (T((4, 4), Shard(0)), [4], T((4,), Shard(0)))),
+        ("aten.layer_norm", (T((4, 4), Shard(1)), [4])),
+        ("aten.native_layer_norm_backward", (*NORM_OF_CUT_FEATURES, [True, True, True])),
+        ("aten.dropout", (T((4, 4), Shard(0)), 0.5, True)),
+        ("aten.dropout", (T((4, 4), PARTIAL), 0.5, True)),
+        ("aten.diff", (T((4, 4), Shard(1)), 1, 0, T((1, 4)))),
+        ("aten.diff", (T((4, 4), Shard(0)), 1, 0)),
+        ("aten.cat", ([T((4, 4), Shard(0)), T((4, 4))], 1)),
+        ("aten.cat", ([T((4, 4), PARTIAL), T((4, 4))], 1)),
+        ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 0, 4)),
+        ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 1, None)),
+        ("aten.masked_fill.Scalar", (T((4, 4), PARTIAL), T((4, 4), Shard(0), torch.bool), 0)),
+        ("aten.view", (T((1, 1, 4), Shard(1)), [1, 4])),
+        ("aten.einsum", ("ab,bc,cd->ad", [T((4, 4), Shard(0)), T((4, 4)), T((4, 4))])),
+        ("aten.einsum", ("ab,bc", [T((4, 4), Shard(0)), T((4, 4))])),
+    ],
+    ids=str,
+)
+def test_refused(op: str, args: tuple[Any, ...]) -> None:
+    with pytest.raises(LayoutError):
+        placed(op, *args)
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "expected"),
+    [
+        ("aten.one_hot", (CUT_IDS, 4), Shard(0)),
+        ("aten.view", (T((2, 3, 1, 4), Shard(2)), [6, 1, 4]), Shard(1)),
+        ("aten.view", (T((2, 3, 2, 4), Shard(2, 2)), [6, 2, 4]), Shard(1, 2)),
+        ("aten.cross_entropy_loss", (T((2, 4, 4), Shard(2)), T((2, 4, 4), Shard(2)), None, 2), PARTIAL),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(2)), 1, [2, 2]), Shard(3)),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(2, 3)), 1, [2, 2]), Shard(3, 3)),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(0)), 1, [2, 2]), Shard(0)),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(1)), 1, [2, 2]), Shard(1)),
+        ("aten.unflatten.int", (T((2, 4, 6), Shard(1, 2)), 1, [2, 2]), Shard(2)),
+        ("aten.unflatten.int", (T((2, 8, 2), Shard(1, 4)), 1, [2, 4]), Shard(2, 2)),
+        ("aten.unbind.int", (T((2, 4), Shard(1)), 0), Shard(0)),
+        ("aten.unbind.int", (T((2, 4), Shard(0)), 1), Shard(0)),
+        ("aten.dropout", (T((4, 4)), 0.5, True), INVARIANT),
+        ("aten.dropout", (T((4, 4), Shard(0)), 0.5, False), Shard(0)),
+        ("aten.dropout", (T((4, 4), Shard(1)), 0.0, True), Shard(1)),
+        ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 0, None), Shard(0)),
+        ("aten.index.Tensor", (T((4, 4), PARTIAL), [IDS]), PARTIAL),
+        ("aten.index.Tensor", (T((4, 4), Shard(1)), [IDS]), Shard(1)),
+        ("aten.index.Tensor", (T((4, 4)), [CUT_IDS]), Shard(0)),
+        ("aten.index.Tensor", (T((2, 4, 4)), [None, CUT_IDS]), Shard(1)),
+        ("aten.index_put", (T((4, 4), Shard(1)), [IDS], T((4, 4), Shard(1)), True), Shard(1)),
+        ("aten.index_put", (T((4, 4), zeros=True), [CUT_IDS], T((4, 4), Shard(0)), True), PARTIAL),
+        ("aten.slice_backward", (T((4, 2), Shard(0)), [4, 4], 1, 0, 2, 1), Shard(0)),
+        ("aten.select_backward", (T((4,), Shard(0)), [4, 4], 1, 0), Shard(0)),
+        ("aten.select_backward", (T((4,), Shard(0)), [4, 4], 0, 0), Shard(1)),
+        ("aten.nll_loss_backward", (T((4,), Shard(0)), T((4, 4), Shard(0)), CUT_IDS, None, 0, -100, T(())), Shard(0)),
+        ("aten.nll_loss_backward", (T(()), T((4, 4), Shard(0)), CUT_IDS, None, 2, -100, T(())), Shard(0)),
+        (
+            "aten.nll_loss2d_backward",
+            (
+                *(T((2, 2, 4), Shard(2)), T((2, 4, 2, 4), Shard(3)), T((2, 2, 4), Shard(2), I64)),
+                *(None, 0, -100, T(())),
+            ),
+            Shard(3),
+        ),
+    ],
+    ids=str,
+)
+def test_accepted(op: str, args: tuple[Any, ...], expected: Placement) -> None:
+    assert placed(op, *args) == expected
+
+
+def test_numbers_that_measure_a_shard_make_no_values() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 6), F64, layout={SP: Shard(0)})
+    own, whole = b.call("aten.sym_size.int", (x, 0)), b.call("aten.sym_size.int", (x, 1))
+    with pytest.raises(LayoutError, match="measures a sharded dimension"):
+        b.call("aten.full", ([4], own), {"dtype": F64})
+    with pytest.raises(LayoutError, match="one rank's length"):
+        b.call("aten.arange", (own,), {"dtype": I64})
+    assert b.call("aten.full", ([4], whole), {"dtype": F64}).type.layout[SP] == INVARIANT
+    assert b.call("aten.arange", (whole,), {"dtype": I64}).type.layout[SP] == INVARIANT
+
+
+def test_a_hypothetical_placement_stands_in_for_the_stored_one() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 6), F64)
+    made = b.aten.silu(x).producer
+    assert infer_layout(made, b.program, SP) == INVARIANT
+    assert infer_layout(made, b.program, SP, placements={x: Shard(1)}) == Shard(1)
+
+
+def test_a_hint_chooses_where_the_ranks_stand_in_a_split_dimension() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (2, 4, 6), F64, layout={SP: Shard(1, 2)})
+    made = b.call("aten.unflatten.int", (x, 1, [2, 2])).producer
+    assert infer_layout(made, b.program, SP, hint=Shard(1, 2)) == Shard(1, 2)
+    assert infer_layout(made, b.program, SP, hint=Shard(2)) == Shard(2)
+
+
+def test_a_partial_sum_divided_by_itself_is_no_partial_sum() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 4), F64, layout={SP: PARTIAL})
+    with pytest.raises(LayoutError, match="read twice"):
+        b.aten.div.Tensor(x, x)
+
+
+def test_a_number_that_measures_a_shard_meets_no_whole_value() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x, w = b.input("x", (4, 6), F64, layout={SP: Shard(0)}), b.input("w", (6,), F64)
+    own = b.call("aten.sym_size.int", (x, 0))
+    for call in (("aten.add.Tensor", (x, w), {"alpha": own}), ("aten.mul.Tensor", (w, own))):
+        with pytest.raises(LayoutError, match="measures a sharded dimension"):
+            b.call(*call)
+    assert b.call("aten.mul.Tensor", (w, b.call("aten.sym_size.int", (x, 1)))).type.layout[SP] == INVARIANT
+
+
+def test_two_operands_cut_differently_in_one_einsum_are_refused() -> None:
+    with pytest.raises(LayoutError):
+        placed("aten.einsum", "ab,bc->ac", [T((4, 4), Shard(0)), T((4, 4), Shard(1))])

@@ -1,0 +1,72 @@
+"""Rules of the verifier about inputs, reads of tuples, and regions inside a program."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from autosp_ir.errors import VerifyError
+from autosp_ir.ir.graph import Graph
+from autosp_ir.ir.program import Program
+from autosp_ir.ir.types import ScalarType, TensorType
+from autosp_ir.ir.verify_types import same_type
+from autosp_ir.rewrite.builder import ProgramBuilder
+
+F64 = torch.float64
+
+
+def two_inputs() -> Program:
+    b = ProgramBuilder()
+    b.output(y=b.aten.add.Tensor(b.input("x", (4,), F64), b.input("y", (4,), F64)))
+    return b.build()
+
+
+def test_two_inputs_have_two_names() -> None:
+    program = two_inputs()
+    program.verify()
+    program.signature.inputs[1] = replace(program.signature.inputs[1], target="x")
+    with pytest.raises(VerifyError, match="two inputs of the program are called 'x'"):
+        program.verify()
+
+
+def test_a_placeholder_reads_nothing() -> None:
+    program = two_inputs()
+    first, second = program.graph.inputs
+    second.set_args((first.result,), {})
+    with pytest.raises(VerifyError, match="reads values"):
+        program.verify()
+
+
+def test_an_element_is_read_by_its_number() -> None:
+    b = ProgramBuilder()
+    parts = b.call("aten.split.Tensor", (b.input("x", (4,), F64), 2))
+    b.output(y=b.aten.add.Tensor(*parts))
+    program = b.build()
+    element = parts[0].producer
+    element.set_args((element.args[0],), {})
+    with pytest.raises(VerifyError, match="takes a value and an index"):
+        program.verify()
+
+
+@pytest.mark.parametrize("fault", ["structure", "wait"])
+def test_regions_are_checked_like_the_program(fault: str) -> None:
+    program = two_inputs()
+    region = Graph()
+    x = region.create("placeholder", name="x", type=TensorType((4,), F64)).result
+    if fault == "wait":
+        region.create("_c10d_functional.all_reduce", (x, "sum", "sp"), type=TensorType((4,), F64))
+    if fault == "wait":
+        region.create("output", ((x,),))
+    program.attrs["region"] = region
+    with pytest.raises(VerifyError, match="in nested graph 'region'"):
+        program.verify()
+
+
+def test_scalars_of_one_kind_and_expression_are_one_type() -> None:
+    assert same_type(ScalarType("int", 3), ScalarType("int", 3))
+    assert same_type(ScalarType("int", None), ScalarType("int", 3))
+    assert same_type(ScalarType("int", 3), ScalarType("int", None))
+    assert not same_type(ScalarType("int", 3), ScalarType("int", 4))
+    assert not same_type(ScalarType("float", None), ScalarType("int", None))
