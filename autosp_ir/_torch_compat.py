@@ -429,7 +429,9 @@ def describe_joint_value(descriptor: Any) -> tuple[str, Any]:
     return "other", name
 
 
-def min_cut_saved_names(joint: torch.fx.GraphModule, forward_outputs: int, static_inputs: Sequence[int]) -> set[str]:
+def min_cut_saved_names(
+    joint: torch.fx.GraphModule, forward_outputs: int, static_inputs: Sequence[int], budget: float = 1.0
+) -> set[str]:
     """The names of the values that torch's min-cut partitioner saves for the backward.
 
     Args:
@@ -437,12 +439,13 @@ def min_cut_saved_names(joint: torch.fx.GraphModule, forward_outputs: int, stati
             "tangents", one flat output tuple with the forward's outputs in front.
         forward_outputs: How many of the outputs are the forward's.
         static_inputs: Positions of parameters and buffers, which cost nothing to save.
+        budget: Torch's `activation_memory_budget`: below 1 it also computes costly operations again.
     """
     from torch._functorch import config
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     # Without merging equal nodes, every name it decides on is the name of a node that was given.
-    with config.patch(cse=False):
+    with config.patch(cse=False, activation_memory_budget=budget):
         _, backward = min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
         )
@@ -456,6 +459,13 @@ def mark_must_recompute(node: torch.fx.Node) -> None:
 
     node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
     node.meta["ac_graph_id"] = 0
+
+
+def mark_must_save(node: torch.fx.Node) -> None:
+    """Forbid torch's partitioner to compute a node again."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
 @contextlib.contextmanager

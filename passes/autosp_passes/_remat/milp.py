@@ -20,9 +20,12 @@ from scipy.sparse import csr_matrix
 from autosp_passes._remat.model import Outcome, StepModel
 from autosp_passes._remat.repeats import find_repeats
 
-_ROUNDS = 40
+Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+_ROUNDS = 60
+_TOLERANCE = 1e-6
 _PEAKS_PER_ROUND = 8
-_GAP = 1e-3
+_GAP = 5e-3
 
 
 @dataclass
@@ -53,9 +56,11 @@ class BudgetSolver:
         self._classes = _classes(model)
         self._places = {i: p for p, i in enumerate(model.main)}
         self._reads()
+        self._potential()
         self._variables()
         self._needs = _Rows()
         self._add_needs()
+        self._certain()
 
     def least(self, seconds: float = 5.0) -> list[Outcome]:
         """Outcomes with ever lower peaks; the last rounds are near the least possible one."""
@@ -87,6 +92,27 @@ class BudgetSolver:
                     self._direct.setdefault(root, []).append(self._places[i])
                 elif model.forward[i]:
                     self._last_forward[root] = i
+
+    def _potential(self) -> None:
+        """For each root: up to where a saved one may be read, by the backward itself or by what it computes again."""
+        model = self._model
+        runs: dict[int, int] = {}
+        self._until: dict[int, int] = {}
+        for i in reversed(range(len(model.nodes))):
+            if model.given[i] or model.dependent[i] or model.view[i]:
+                continue
+            reads = self._direct.get(i, [])
+            self._until[i] = max(self._until.get(i, -1), *reads, -1)
+            # It runs again no later than the backward reads it, or else when what reads it runs again.
+            at = max(min(reads, default=self._until[i]), runs.get(i, -1))
+            source = model.source[i]
+            if source != i:
+                runs[source] = max(runs.get(source, -1), at)
+                continue
+            if model.may[i] or not model.forward[i]:
+                for operand in model.operands[i]:
+                    root = model.root[operand]
+                    self._until[root] = max(self._until.get(root, -1), at)
 
     def _variables(self) -> None:
         model = self._model
@@ -140,12 +166,67 @@ class BudgetSolver:
         else:
             self._needs.add({**entries, by: 1.0}, 0.0)
 
+    def _certain(self) -> None:
+        """What is alive at each position of the backward whatever the order of what is computed again.
+
+        One row for each position: bytes for each variable, and bytes that no choice changes.
+        """
+        model = self._model
+        positions = len(model.main)
+        change = np.zeros((positions + 1, len(self._cost)))
+        for i, variable in self._save.items():
+            last = max(self._direct.get(i) or [self._until.get(i, -1)])
+            change[0, variable] += model.size(i)
+            change[last + 1, variable] -= model.size(i)
+        for i, variable in self._rerun.items():
+            reads = self._direct.get(i)
+            if reads and not model.tuples[i]:
+                change[min(reads), variable] += model.size(i)
+                change[max(reads) + 1, variable] -= model.size(i)
+        self._coefficients = np.cumsum(change, axis=0)[:positions] / self._unit
+        fixed = np.zeros(positions + 1)
+        played = model.play(model.everything())
+        place = {i: p for p, i in enumerate(model.main)}
+        at = np.cumsum([0] + [i in place for i, _ in played.order])
+        maker = {s: i for i, made in enumerate(model.made) for s in made}
+        outputs = {s for i in model.outputs for s in (*model.made[i], *model.shared[i])}
+        for s, (first, last) in played.span.items():
+            if s in maker and (model.dependent[maker[s]] or s in outputs) and not model.given[maker[s]]:
+                fixed[at[first]] += model.bytes[s]
+                if last < len(played.order):
+                    fixed[at[last] + 1] -= model.bytes[s]
+        self._fixed = np.cumsum(fixed)[:positions] / self._unit
+
+    def _start(self, peak: float | None, end: float) -> _Rows:
+        """Rows of certain memory that the relaxed program needs."""
+        rows = _Rows()
+        for _ in range(_ROUNDS):
+            solution = self._optimise(rows, peak, end - time.monotonic(), relaxed=True)
+            if solution is None or not self._add_certain(rows, solution, peak):
+                break
+        return rows
+
+    def _add_certain(self, rows: _Rows, solution: Vector, peak: float | None) -> bool:
+        """Add the certain rows that a solution breaks most; whether there were any."""
+        limit = solution[self._bound] if peak is None else peak / self._unit
+        excess = self._coefficients @ solution + self._fixed - limit
+        step = max(len(excess) // 64, 1)
+        worst = [a + int(excess[a : a + step].argmax()) for a in range(0, len(excess), step)]
+        worst = sorted((p for p in worst if excess[p] > _TOLERANCE * limit), key=lambda p: -excess[p])
+        before = len(rows.limits)
+        for p in worst[:_PEAKS_PER_ROUND]:
+            row = {int(v): float(self._coefficients[p, v]) for v in np.flatnonzero(self._coefficients[p])}
+            if peak is None:
+                row[self._bound] = -1.0
+            rows.add(row, -float(self._fixed[p]) + (0.0 if peak is None else peak / self._unit))
+        return len(rows.limits) > before
+
     # Rounds -----------------------------------------------------------------------------------------------------
 
     def _rounds(self, peak: float | None, seconds: float) -> list[Outcome]:
         """Solve, play, add the rows of what goes over, and again."""
         end = time.monotonic() + seconds
-        peaks = _Rows()
+        peaks = self._start(peak, end)
         found: list[Outcome] = []
         for _ in range(_ROUNDS):
             left = end - time.monotonic()
@@ -154,6 +235,8 @@ class BudgetSolver:
             solution = self._optimise(peaks, peak, left)
             if solution is None:
                 break
+            if self._add_certain(peaks, solution, peak):
+                continue
             saved = [i for i, v in self._save.items() if solution[v] > 0.5]
             outcome = self._model.play(saved)
             found.append(outcome)
@@ -171,7 +254,7 @@ class BudgetSolver:
     def _unit(self) -> float:
         return float(sum(self._model.bytes)) or 1.0
 
-    def _optimise(self, peaks: _Rows, peak: float | None, seconds: float) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
+    def _optimise(self, peaks: _Rows, peak: float | None, seconds: float, relaxed: bool = False) -> Vector | None:
         entries = [*self._needs.entries, *peaks.entries]
         limits = np.array([*self._needs.limits, *peaks.limits])
         cost = self._cost.copy()
@@ -180,10 +263,10 @@ class BudgetSolver:
             cost[self._bound] = 1.0
         result = milp(
             cost,
-            integrality=self._binary,
+            integrality=None if relaxed else self._binary,
             bounds=Bounds(self._lower, self._upper),
             constraints=LinearConstraint(_matrix(entries, len(cost)), ub=limits) if entries else None,
-            options={"time_limit": seconds, "mip_rel_gap": _GAP},
+            options={"time_limit": max(seconds, 0.01), "mip_rel_gap": _GAP},
         )
         return result.x if result.x is not None else None
 
@@ -192,7 +275,7 @@ class BudgetSolver:
         peaks: _Rows,
         outcome: Outcome,
         position: int,
-        solution: np.ndarray[tuple[int], np.dtype[np.float64]],
+        solution: Vector,
         peak: float | None,
     ) -> None:
         """One row: what is alive at a position of a played step, in terms of the choice."""
@@ -212,7 +295,7 @@ class BudgetSolver:
             elif i in outcome.saved:
                 would = any(s in alive for s in (*model.made[i], *model.shared[i]))
             else:
-                would = self._direct.get(i, [-1])[-1] >= place
+                would = self._until.get(i, -1) >= place
             if would:
                 entries[variable] = entries.get(variable, 0.0) + size
                 counted += size * solution[variable]
@@ -231,7 +314,7 @@ class BudgetSolver:
         outcome: Outcome,
         alive: set[int],
         place: int,
-        solution: np.ndarray[tuple[int], np.dtype[np.float64]],
+        solution: Vector,
         entries: dict[int, float],
     ) -> float:
         """Add what is computed in the backward; returns how much of it the choice already has."""
