@@ -32,7 +32,7 @@ from benchmarks.gpu.sizes import Sizes
 _PIPELINE = "canonicalize,pad-tokens,token-partition,ulysses,differentiate{decompose=true}"
 _RANKS = 2
 _FRACTIONS = (0.75, 0.5, 0.25, 0.15, 0.1)
-_FRONT = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
+_FRONT = 12
 _SECONDS = 5.0
 
 
@@ -48,8 +48,7 @@ class Case:
     """One joint program with everything that is compared on it.
 
     Args:
-        layers: Decoder layers.
-        tokens: Sequence length.
+        program: The program.
         rerun: What may run again, for both sides.
         on: Device that prices compute.
     """
@@ -69,7 +68,9 @@ class Case:
         kept = {
             n.result
             for n in self.program.graph.nodes
-            if n.results and n.op.traits & {Trait.COLLECTIVE, Trait.ATTENTION} and not may_recompute(n, self.semantics.rerun)
+            if n.results
+            and n.op.traits & {Trait.COLLECTIVE, Trait.ATTENTION}
+            and not may_recompute(n, self.semantics.rerun)
         }
         return self.model.play(self.model.numbers(min_cut_saved(self.program, (), kept, fraction)))
 
@@ -101,6 +102,13 @@ class Case:
             "seconds": round(seconds, 2),
         }
 
+    def front(self) -> list[dict[str, Any]]:
+        """Ours from the least possible peak to that of saving everything."""
+        most = self.portfolio.rules["save-all"].peak
+        least = self.portfolio.least(_SECONDS).peak
+        budgets = [least + (most - least) * step / _FRONT for step in range(_FRONT, -1, -1)]
+        return [{"budget_gib": round(b / 2**30, 3), **self.at(b)} for b in budgets]
+
 
 def _described(outcome: Outcome) -> dict[str, float]:
     return {"peak_gib": round(outcome.peak / 2**30, 3), "extra_ms": round(outcome.extra * 1e3, 3)}
@@ -109,7 +117,7 @@ def _described(outcome: Outcome) -> dict[str, float]:
 def _ratio(row: dict[str, Any], whose: str, over: str = "torch") -> float | None:
     if row.get(whose) is None or not row[over]["extra_ms"]:
         return None
-    return round(row[whose]["extra_ms"] / row[over]["extra_ms"], 3)
+    return round(float(row[whose]["extra_ms"]) / float(row[over]["extra_ms"]), 3)
 
 
 def measure(layers: int, tokens: int, rerun: tuple[str, ...], on: str, program: air.Program) -> dict[str, Any]:
@@ -120,8 +128,7 @@ def measure(layers: int, tokens: int, rerun: tuple[str, ...], on: str, program: 
     against_sac = {"autosp-sac": _described(sac), **case.at(sac.peak)}
     rows = [case.row(f) for f in _FRACTIONS]
     case.portfolio.rules.pop("torch", None)
-    whole = case.portfolio.rules["save-all"].peak
-    front = [{"fraction": f, **case.at(f * whole)} for f in _FRONT]
+    front = case.front()
     for row in rows:
         row["milp_over_torch"], row["portfolio_over_torch"] = _ratio(row, "milp"), _ratio(row, "portfolio")
     against_sac["milp_over_sac"] = _ratio(against_sac, "milp", "autosp-sac")
@@ -160,9 +167,36 @@ def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def plot(cases: list[dict[str, Any]], path: Path) -> None:
+    """Peak against time of recomputation, one panel for each program."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(len(cases) // 2 or 1, 2, figsize=(10, 3.2 * (len(cases) // 2 or 1)), squeeze=False)
+    for panel, case in zip(panels.flat, cases, strict=False):
+        front = [r["portfolio"] for r in case["front"] if r["portfolio"] is not None]
+        panel.plot([r["peak_gib"] for r in front], [r["extra_ms"] for r in front], "k.-", label="budget")
+        theirs = [r["torch"] for r in case["against_torch"]]
+        panel.plot([r["peak_gib"] for r in theirs], [r["extra_ms"] for r in theirs], "r^", label="torch, budgets")
+        for (name, rule), marker in zip(sorted(case["rules"].items()), "sDov", strict=False):
+            panel.plot(rule["peak_gib"], rule["extra_ms"], marker, color="tab:blue", fillstyle="none", label=name)
+        again = " and ".join(case["rerun"]) or "nothing costly"
+        panel.set_title(f"{case['layers']} layers, {case['tokens']:,} tokens; {again} may run again", fontsize=9)
+        panel.set_xlabel("peak, GiB")
+        panel.set_ylabel("recomputation, ms")
+    panels.flat[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main(
     layers: Annotated[str, typer.Option(help="Decoder layers, with commas.")] = "4,32",
     tokens: Annotated[str, typer.Option(help="Sequence lengths, with commas.")] = "32768,131072",
+    rerun: Annotated[
+        str, typer.Option(help="What may run again: none, attention; each is measured.")
+    ] = "none,attention",
     on: Annotated[str, typer.Option("--device", help="Device of the cost model.")] = "h200",
     out: Annotated[Path, typer.Option("-o", help="JSON to write; the plot goes beside it.")] = Path("build/remat.json"),
 ) -> None:
@@ -171,9 +205,14 @@ def main(
     for count in (int(c) for c in layers.split(",")):
         for length in (int(t) for t in tokens.split(",")):
             program = joint_program(count, length)
-            for rerun in ((), ("attention",)):
-                cases.append(measure(count, length, rerun, on, program))
-                print(json.dumps(summary(cases[-1:])), flush=True)
+            for again in rerun.split(","):
+                cases.append(measure(count, length, () if again == "none" else (again,), on, program))
+                _write(cases, on, out)
+    print(json.dumps(summary(cases), indent=2))
+
+
+def _write(cases: list[dict[str, Any]], on: str, out: Path) -> None:
+    """Everything so far: torch's partitioner takes minutes for a deep model."""
     result = {
         "command": " ".join(["python -m benchmarks.remat", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
@@ -184,7 +223,7 @@ def main(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["summary"], indent=2))
+    plot(cases, out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

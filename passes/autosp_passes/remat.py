@@ -29,8 +29,8 @@ class Remat(Pass):
 
     Random operations are never computed again, attention and collectives only where `rerun` names them. A view is taken
     again from its base, which shares its storage; views of parameters and inputs cost nothing. What reads a buffer that
-    the forward updates is saved. What `tile` made for one chunk of tokens is always computed again: keeping it for every
-    chunk would keep the whole.
+    the forward updates is saved. What `tile` made for one chunk of tokens is always computed again: keeping it for
+    every chunk would keep the whole.
     """
 
     name = "remat"
@@ -89,10 +89,12 @@ class Remat(Pass):
             ctx.remark("missed", None, "the program has no gradient, so nothing is saved")
             return
         semantics = Semantics(program, self.options.rerun)
-        if self.options.policy == "budget":
-            chosen = self._within_budget(program, ctx, semantics)
-        else:
-            chosen = rule_saved(program, semantics, self.options.policy)
+        by_budget = self.options.policy == "budget"
+        chosen = (
+            self._within_budget(program, ctx, semantics)
+            if by_budget
+            else rule_saved(program, semantics, self.options.policy)
+        )
         rewriter = ctx.rewriter(program)
         Materialiser(program, rewriter, chosen, semantics).run()
         rewriter.dead_code()

@@ -88,7 +88,7 @@ class Portfolio:
             candidates.update(self._mixes(peak))
         fitting = {name: o for name, o in candidates.items() if o.peak <= peak}
         if not fitting:
-            least = min((*candidates.values(), *self.solver.least(seconds)), key=lambda o: (o.peak, o.extra))
+            least = min((self.least(seconds), *candidates.values()), key=lambda o: (o.peak, o.extra))
             if least.peak > peak:
                 raise PassError(
                     f"a peak of {peak / 2**20:,.1f} MiB is less than this program can do: the least found is "
@@ -100,6 +100,10 @@ class Portfolio:
             fitting = {"least": least}
         name = min(fitting, key=lambda n: (fitting[n].extra, fitting[n].peak))
         return Choice(name, fitting[name], peak, candidates)
+
+    def least(self, seconds: float = 5.0) -> Outcome:
+        """The candidate with the least peak, and of these the cheapest."""
+        return min((*self.rules.values(), *self.solver.least(seconds)), key=lambda o: (o.peak, o.extra))
 
     def _mixes(self, peak: float) -> dict[str, Outcome]:
         """Some layers by a cheap rule and the rest by one with a smaller peak."""

@@ -129,7 +129,7 @@ class BudgetSolver:
                 self._rerun[i] = names.setdefault(("run", self._classes.get(source, source)), len(names))
         count = len(names)
         self._cost = np.zeros(count + 1)
-        self._binary = np.zeros(count + 1)
+        self._binary = np.zeros(count + 1, dtype=np.int64)
         self._lower, self._upper = np.zeros(count + 1), np.ones(count + 1)
         total = sum(model.seconds) or 1.0
         for i, variable in self._rerun.items():

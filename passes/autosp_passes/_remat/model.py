@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from autosp_ir.analysis.aliasing import Aliasing
 from autosp_ir.analysis.cost import Device, Link, compute_seconds, cost_of, link_seconds
-from autosp_ir.ir.graph import Node, Phase, Value
+from autosp_ir.ir.graph import Phase, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import InputKind, OutputKind, Program
 from autosp_ir.ir.types import ScalarType, TupleType
