@@ -33,7 +33,7 @@ _PIPELINE = "canonicalize,pad-tokens,token-partition,ulysses,differentiate{decom
 _RANKS = 2
 _FRACTIONS = (0.75, 0.5, 0.25, 0.15, 0.1)
 _FRONT = 12
-_SECONDS = 5.0
+_SECONDS = 4.0
 
 
 def joint_program(layers: int, tokens: int) -> air.Program:

@@ -74,7 +74,7 @@ class Portfolio:
             self.rules["checkpoint"] = model.play(checkpointed(model, self._repeats))
         self.solver = BudgetSolver(model)
 
-    def choose(self, peak: float, seconds: float = 5.0) -> Choice:
+    def choose(self, peak: float, seconds: float = 4.0) -> Choice:
         """The cheapest candidate whose simulated peak is at most `peak` bytes.
 
         Raises:
@@ -101,7 +101,7 @@ class Portfolio:
         name = min(fitting, key=lambda n: (fitting[n].extra, fitting[n].peak))
         return Choice(name, fitting[name], peak, candidates)
 
-    def least(self, seconds: float = 5.0) -> Outcome:
+    def least(self, seconds: float = 4.0) -> Outcome:
         """The candidate with the least peak, and of these the cheapest."""
         return min((*self.rules.values(), *self.solver.least(seconds)), key=lambda o: (o.peak, o.extra))
 

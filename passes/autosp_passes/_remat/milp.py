@@ -10,38 +10,18 @@ Repeated layers share their variables within groups of 1, 1, 2, 4, … layers, s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix
 
 from autosp_passes._remat.model import Outcome, StepModel
-from autosp_passes._remat.repeats import find_repeats
+from autosp_passes._remat.rows import PEAKS_PER_ROUND, Rows, shared_decisions, sparse, worst_positions
 
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 _ROUNDS = 60
 _TOLERANCE = 1e-6
-_PEAKS_PER_ROUND = 8
 _GAP = 5e-3
-
-
-@dataclass
-class _Rows:
-    """Sparse rows `sum(coefficient * variable) <= limit`."""
-
-    entries: list[dict[int, float]] = field(default_factory=list)
-    limits: list[float] = field(default_factory=list)
-    seen: set[frozenset[tuple[int, float]]] = field(default_factory=set)
-
-    def add(self, entries: dict[int, float], limit: float) -> None:
-        key = frozenset((*entries.items(), (-1, limit)))
-        if key not in self.seen:
-            self.seen.add(key)
-            self.entries.append(entries)
-            self.limits.append(limit)
 
 
 class BudgetSolver:
@@ -53,20 +33,20 @@ class BudgetSolver:
 
     def __init__(self, model: StepModel) -> None:
         self._model = model
-        self._classes = _classes(model)
+        self._classes = shared_decisions(model)
         self._places = {i: p for p, i in enumerate(model.main)}
         self._reads()
         self._potential()
         self._variables()
-        self._needs = _Rows()
+        self._needs = Rows()
         self._add_needs()
         self._certain()
 
-    def least(self, seconds: float = 5.0) -> list[Outcome]:
+    def least(self, seconds: float = 4.0) -> list[Outcome]:
         """Outcomes with ever lower peaks; the last rounds are near the least possible one."""
         return self._rounds(None, seconds)
 
-    def solve(self, peak: float, seconds: float = 5.0) -> Outcome | None:
+    def solve(self, peak: float, seconds: float = 4.0) -> Outcome | None:
         """The cheapest saved set found whose simulated peak is at most `peak` bytes; None if there is none.
 
         Args:
@@ -197,16 +177,16 @@ class BudgetSolver:
                     fixed[at[last] + 1] -= model.bytes[s]
         self._fixed = np.cumsum(fixed)[:positions] / self._unit
 
-    def _start(self, peak: float | None, end: float) -> _Rows:
+    def _start(self, peak: float | None, end: float) -> Rows:
         """Rows of certain memory that the relaxed program needs."""
-        rows = _Rows()
+        rows = Rows()
         for _ in range(_ROUNDS):
             solution = self._optimise(rows, peak, end - time.monotonic(), relaxed=True)
             if solution is None or not self._add_certain(rows, solution, peak):
                 break
         return rows
 
-    def _add_certain(self, rows: _Rows, solution: Vector, peak: float | None) -> bool:
+    def _add_certain(self, rows: Rows, solution: Vector, peak: float | None) -> bool:
         """Add the certain rows that a solution breaks most; whether there were any."""
         limit = solution[self._bound] if peak is None else peak / self._unit
         excess = self._coefficients @ solution + self._fixed - limit
@@ -214,7 +194,7 @@ class BudgetSolver:
         worst = [a + int(excess[a : a + step].argmax()) for a in range(0, len(excess), step)]
         worst = sorted((p for p in worst if excess[p] > _TOLERANCE * limit), key=lambda p: -excess[p])
         before = len(rows.limits)
-        for p in worst[:_PEAKS_PER_ROUND]:
+        for p in worst[:PEAKS_PER_ROUND]:
             row = {int(v): float(self._coefficients[p, v]) for v in np.flatnonzero(self._coefficients[p])}
             if peak is None:
                 row[self._bound] = -1.0
@@ -244,7 +224,7 @@ class BudgetSolver:
             if outcome.peak <= limit * (1 + (_GAP if peak is None else 0.0)):
                 break
             before = len(peaks.limits)
-            for position in _over(outcome, limit):
+            for position in worst_positions(outcome, limit):
                 self._add_peak(peaks, outcome, position, solution, peak)
             if len(peaks.limits) == before:
                 break
@@ -254,7 +234,7 @@ class BudgetSolver:
     def _unit(self) -> float:
         return float(sum(self._model.bytes)) or 1.0
 
-    def _optimise(self, peaks: _Rows, peak: float | None, seconds: float, relaxed: bool = False) -> Vector | None:
+    def _optimise(self, peaks: Rows, peak: float | None, seconds: float, relaxed: bool = False) -> Vector | None:
         entries = [*self._needs.entries, *peaks.entries]
         limits = np.array([*self._needs.limits, *peaks.limits])
         cost = self._cost.copy()
@@ -265,14 +245,14 @@ class BudgetSolver:
             cost,
             integrality=None if relaxed else self._binary,
             bounds=Bounds(self._lower, self._upper),
-            constraints=LinearConstraint(_matrix(entries, len(cost)), ub=limits) if entries else None,
+            constraints=LinearConstraint(sparse(entries, len(cost)), ub=limits) if entries else None,
             options={"time_limit": max(seconds, 0.01), "mip_rel_gap": _GAP},
         )
         return result.x if result.x is not None else None
 
     def _add_peak(
         self,
-        peaks: _Rows,
+        peaks: Rows,
         outcome: Outcome,
         position: int,
         solution: Vector,
@@ -342,37 +322,6 @@ class BudgetSolver:
             if not copy and i in self._places:
                 return self._places[i]
         return len(self._places)
-
-
-def _over(outcome: Outcome, limit: float) -> list[int]:
-    """Positions of the peak, and of the highest points of the other stretches that go over."""
-    count = len(outcome.curve)
-    step = max(count // 64, 1)
-    tops = [max(range(a, min(a + step, count)), key=outcome.curve.__getitem__) for a in range(0, count, step)]
-    tops = [p for p in tops if outcome.curve[p] > limit]
-    return sorted(tops, key=lambda p: -outcome.curve[p])[:_PEAKS_PER_ROUND]
-
-
-def _classes(model: StepModel) -> dict[int, tuple[int, int]]:
-    """Node -> (group of layers, place in the layer): what shares a decision."""
-    repeats = find_repeats(model)
-    groups = _groups(repeats.layers)
-    return {i: (groups[layer], place) for i, (layer, place) in repeats.place.items()}
-
-
-def _groups(layers: int) -> list[int]:
-    """Layer -> group; groups have 1, 1, 2, 4, … layers."""
-    sizes: list[int] = []
-    while sum(sizes) < layers:
-        sizes.append(min(max(sum(sizes), 1), layers - sum(sizes)))
-    return [g for g, size in enumerate(sizes) for _ in range(size)]
-
-
-def _matrix(entries: Sequence[dict[int, float]], width: int) -> csr_matrix:
-    rows = [r for r, row in enumerate(entries) for _ in row]
-    columns = [c for row in entries for c in row]
-    data = [v for row in entries for v in row.values()]
-    return csr_matrix((data, (rows, columns)), shape=(len(entries), width))
 
 
 __all__ = ["BudgetSolver"]
