@@ -21,7 +21,9 @@ Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 _ROUNDS = 60
 _TOLERANCE = 1e-6
-_GAP = 5e-3
+_GAP = 1e-2
+_WIDE_GAP = 5e-2
+_INFEASIBLE = 2
 
 
 class BudgetSolver:
@@ -241,13 +243,17 @@ class BudgetSolver:
         if peak is None:
             cost *= 1e-4
             cost[self._bound] = 1.0
-        result = milp(
-            cost,
-            integrality=None if relaxed else self._binary,
-            bounds=Bounds(self._lower, self._upper),
-            constraints=LinearConstraint(sparse(entries, len(cost)), ub=limits) if entries else None,
-            options={"time_limit": max(seconds, 0.01), "mip_rel_gap": _GAP},
-        )
+        # HiGHS sometimes gives up near the optimum; a wider gap then still ends.
+        for gap in (_GAP, _WIDE_GAP):
+            result = milp(
+                cost,
+                integrality=None if relaxed else self._binary,
+                bounds=Bounds(self._lower, self._upper),
+                constraints=LinearConstraint(sparse(entries, len(cost)), ub=limits) if entries else None,
+                options={"time_limit": max(seconds / 2, 0.01), "mip_rel_gap": gap},
+            )
+            if result.x is not None or result.status == _INFEASIBLE:
+                break
         return result.x if result.x is not None else None
 
     def _add_peak(
