@@ -481,7 +481,12 @@ def describe_joint_value(descriptor: Any) -> tuple[str, Any]:
 
 
 def min_cut_saved_names(
-    joint: torch.fx.GraphModule, forward_outputs: int, static_inputs: Sequence[int], aggressive: bool = False
+    joint: torch.fx.GraphModule,
+    forward_outputs: int,
+    static_inputs: Sequence[int],
+    *,
+    budget: float = 1.0,
+    aggressive: bool = False,
 ) -> set[str]:
     """The names of the values that torch's min-cut partitioner saves for the backward.
 
@@ -490,13 +495,14 @@ def min_cut_saved_names(
             "tangents", one flat output tuple with the forward's outputs in front.
         forward_outputs: How many of the outputs are the forward's.
         static_inputs: Positions of parameters and buffers, which cost nothing to save.
+        budget: Torch's `activation_memory_budget`: below 1 it also computes costly operations again.
         aggressive: Torch's `aggressive_recomputation`: only matrix products, attention and the like are kept.
     """
     from torch._functorch import config
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     # Without merging equal nodes, every name it decides on is the name of a node that was given.
-    with config.patch(cse=False, aggressive_recomputation=aggressive):
+    with config.patch(cse=False, activation_memory_budget=budget, aggressive_recomputation=aggressive):
         _, backward = min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=forward_outputs, static_lifetime_input_indices=list(static_inputs)
         )
@@ -512,7 +518,7 @@ def mark_must_recompute(node: torch.fx.Node) -> None:
     node.meta["ac_graph_id"] = 0
 
 
-def mark_never_recompute(node: torch.fx.Node) -> None:
+def mark_must_save(node: torch.fx.Node) -> None:
     """Forbid torch's partitioner to compute a node again: the backward gets it saved, if it needs it."""
     from torch.utils.checkpoint import CheckpointPolicy
 

@@ -155,6 +155,16 @@ def test_min_cut_names_what_it_saves() -> None:
     assert saved == {"primals_1", "primals_2"}
 
 
+def test_min_cut_within_a_budget_and_marked_nodes() -> None:
+    joint, _ = _traced_product()
+    assert _torch_compat.min_cut_saved_names(joint, 2, [1], budget=0.5) == {"primals_1", "primals_2"}
+    joint, _ = _traced_product()
+    for node in joint.graph.nodes:
+        if node.op == "call_function" and "tangents" not in str([a.name for a in node.all_input_nodes]):
+            _torch_compat.mark_must_save(node)
+    assert _torch_compat.min_cut_saved_names(joint, 2, [1], budget=0.0) == {"primals_1", "primals_2"}
+
+
 def test_fx_names_and_calling_conventions() -> None:
     traced = torch.fx.symbolic_trace(torch.nn.ReLU())
     assert isinstance(_torch_compat.fx_calling_convention(traced.graph), torch.fx.graph.CodeGen)

@@ -21,6 +21,8 @@ from autosp_ir.ir.types import Dim, TensorType, TupleType, Type
 
 T = TypeVar("T")
 _HALF = (torch.bfloat16, torch.float16)
+# Views whose schema does not say so, and what only takes an element of a tuple.
+_FREE = ("operator.getitem", "aten._unsafe_view")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def cost_of(node: Node, symbols: Mapping[str, int] | None = None) -> Cost:
     sizes = _Sizes(symbols or {})
     if node.op.has(Trait.COLLECTIVE):
         return Cost(sent=_sent(node, sizes))
-    if node.op.has(Trait.VIEW) or node.op.has(Trait.IDENTITY) or node.op.name == "operator.getitem":
+    if node.op.has(Trait.VIEW) or node.op.has(Trait.IDENTITY) or node.is_op(*_FREE):
         return Cost()
     moved = sum(sizes.bytes(v.type) for v in (*node.operands, *node.results))
     if node.op.name not in _FLOPS:

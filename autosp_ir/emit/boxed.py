@@ -39,5 +39,13 @@ def aten_graphs(split: SplitJoint) -> StepGraphs:
 
 
 def _boxed(graph: fx.GraphModule) -> Boxed:
-    runner: Boxed = fx.Interpreter(graph).boxed_run
-    return runner
+    interpreter = fx.Interpreter(graph)
+
+    def run(arguments: list[Any]) -> Any:
+        try:
+            return interpreter.boxed_run(arguments)
+        finally:
+            # It keeps what its graph returned, which would hold every saved tensor until the next step.
+            interpreter.env = {}
+
+    return run

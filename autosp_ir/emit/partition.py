@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import fx
 
-from autosp_ir._torch_compat import force_fx_name, mark_must_recompute, mark_never_recompute, min_cut_saved_names
+from autosp_ir._torch_compat import force_fx_name, mark_must_recompute, mark_must_save, min_cut_saved_names
 from autosp_ir.emit.fx_export import export_graph
 from autosp_ir.errors import PassError
 from autosp_ir.ir.graph import Value
@@ -16,12 +16,22 @@ from autosp_ir.ir.program import InputKind, OutputKind, Program
 _LASTING = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT)
 
 
-def min_cut_saved(program: Program, never: Collection[Value] = (), aggressive: bool = False) -> set[Value]:
+def min_cut_saved(
+    program: Program,
+    never: Collection[Value] = (),
+    always: Collection[Value] = (),
+    *,
+    budget: float = 1.0,
+    aggressive: bool = False,
+) -> set[Value]:
     """The values that torch's partitioner would save for the backward: the fewest bytes to rebuild the rest from.
 
     Args:
         program: A joint program, outputs of the forward in front of the gradients. It is not changed.
         never: Values that must be computed again.
+        always: Values that must not be.
+        budget: Torch's `activation_memory_budget`, a part of what it saves by itself; below 1 it also computes costly
+            operations again, those that it knows no price of first.
         aggressive: Compute again whatever is no matrix product, attention or the like.
 
     Returns:
@@ -37,14 +47,15 @@ def min_cut_saved(program: Program, never: Collection[Value] = (), aggressive: b
         value = values.get(node.name)
         if value is not None and value in never and not value.producer.is_op("operator.getitem"):
             mark_must_recompute(node)
-        if value is not None and value.producer.is_op("autosp.unchunk"):
-            # Its chunks count as free, being marked, but to rebuild it is to run all of them.
-            mark_never_recompute(node)
+        elif value is not None and (value in always or value.producer.is_op("autosp.unchunk")):
+            # The chunks of an unchunk count as free, being marked, but to rebuild it is to run all of them.
+            mark_must_save(node)
     _erase_identities(exported.graph)
     kinds = [s.kind for s in program.signature.inputs]
     kept = sum(o.kind is not OutputKind.GRADIENT for o in program.signature.outputs)
     try:
-        names = min_cut_saved_names(exported, kept, [i for i, kind in enumerate(kinds) if kind in _LASTING], aggressive)
+        static = [i for i, kind in enumerate(kinds) if kind in _LASTING]
+        names = min_cut_saved_names(exported, kept, static, budget=budget, aggressive=aggressive)
     except Exception as error:  # any torch failure becomes a named error
         raise PassError(
             f"torch's partitioner failed: {type(error).__name__}: {error}", hint="use remat{policy=save-all}"

@@ -176,6 +176,17 @@ class _SplitFunction:
         index = {key: i for i, key in enumerate(self._order)}
         return [index[(s.kind, s.target)] for s in program.signature.inputs]
 
+    def kept_inputs(self) -> list[int]:
+        """Positions of the step's inputs that the backward reads, or all of them if a cause may have to be found.
+
+        The others may be written before it runs.
+        """
+        if self.checked:
+            return list(range(len(self._order)))
+        index = {key: i for i, key in enumerate(self._order)}
+        kinds = (InputKind.TANGENT, InputKind.SAVED)
+        return sorted(index[(s.kind, s.target)] for s in self._backward_inputs if s.kind not in kinds)
+
     def _gradient_positions(self, backward: Program | None) -> dict[int, int]:
         """Position among the step's inputs -> position among the backward's outputs."""
         if backward is None:
@@ -195,7 +206,9 @@ class _SplitFunction:
         kept = tuple(r for r, k in zip(results, self._kept, strict=True) if k)
         return kept, [r for r, k in zip(results, self._kept, strict=True) if not k]
 
-    def backward_arguments(self, flat: Sequence[Any], saved: Sequence[Any], tangents: Mapping[str, Any]) -> list[Any]:
+    def backward_arguments(
+        self, flat: Mapping[int, Any], saved: Sequence[Any], tangents: Mapping[str, Any]
+    ) -> list[Any]:
         """What the backward reads, in its order."""
         by_name = dict(zip(self._saved_names, saved, strict=True))
         index = {key: i for i, key in enumerate(self._order)}
@@ -225,7 +238,7 @@ class _SplitFunction:
         given = [flat[i] for i in self._forward_inputs]
         self._finite.check("forward", _named(results), lambda bad: search(forward, given, bad)[0])
 
-    def check_gradients(self, flat: Sequence[Any], tangents: Mapping[str, Any], gradients: Sequence[Any]) -> None:
+    def check_gradients(self, flat: Mapping[int, Any], tangents: Mapping[str, Any], gradients: Sequence[Any]) -> None:
         """Check the gradients, if that was asked for; what the forward saved is made anew to find a cause."""
         if self._finite is None or self._split is None or self._split.backward is None:
             return
@@ -255,8 +268,8 @@ class _TrainingStep(torch.autograd.Function):
         ctx.function = function
         ctx.scalars = [None if isinstance(s, Tensor) else s for s in saved]
         ctx.is_tensor = [isinstance(s, Tensor) for s in saved]
-        ctx.inputs = len(flat)
-        ctx.save_for_backward(*flat, *tensors)
+        ctx.inputs = function.kept_inputs()
+        ctx.save_for_backward(*(flat[i] for i in ctx.inputs), *tensors)
         values = tuple(_fresh(v, flat) for v in values)
         ctx.mark_non_differentiable(*[v for v in values if isinstance(v, Tensor) and not v.is_floating_point()])
         ctx.dtypes = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else None for v in values]
@@ -272,7 +285,7 @@ class _TrainingStep(torch.autograd.Function):
             for spec, grad, described in zip(function.outputs, grads, ctx.dtypes, strict=True)
             if described is not None
         }
-        flat = ctx.saved_tensors[: ctx.inputs] if function.checked else ()
+        flat = dict(zip(ctx.inputs, ctx.saved_tensors, strict=False)) if function.checked else {}
         gradients = function.gradients(_take_arguments(ctx, tangents))
         if function.checked:
             function.check_gradients(flat, tangents, gradients)
@@ -283,12 +296,13 @@ def _take_arguments(ctx: Any, tangents: Mapping[str, Tensor]) -> list[Any]:
     """The backward's arguments, held by nothing but the list: each saved tensor dies at its last use."""
     held = ctx.saved_tensors
     clear_saved_tensors(ctx)
-    tensors = iter(held[ctx.inputs :])
+    inputs = dict(zip(ctx.inputs, held, strict=False))
+    tensors = iter(held[len(inputs) :])
     saved = [next(tensors) if t else s for t, s in zip(ctx.is_tensor, ctx.scalars, strict=True)]
     function: _SplitFunction = ctx.function
     if function.overwrites and backward_is_retained():
         saved = [s.clone() if isinstance(s, Tensor) else s for s in saved]
-    return function.backward_arguments(held[: ctx.inputs], saved, tangents)
+    return function.backward_arguments(inputs, saved, tangents)
 
 
 def _fresh(value: Any, inputs: Sequence[Tensor]) -> Any:

@@ -6,34 +6,32 @@ front of their first reader. Afterwards the values that cross from forward to la
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
 from typing import Literal
 
-from autosp_ir.analysis.chunked import chunk_values
-from autosp_ir.emit.partition import min_cut_saved
+from pydantic import Field, field_validator, model_validator
+
+from autosp_ir.analysis.cost import device, link
 from autosp_ir.emit.split import crossing_values
 from autosp_ir.errors import PassError
-from autosp_ir.ir.graph import Node, Phase, Value, map_values
-from autosp_ir.ir.ops import Trait
-from autosp_ir.ir.program import InputKind, OutputKind, Program
-from autosp_ir.ir.types import ScalarType, TensorType, TupleType
-from autosp_ir.ir.verify import output_leaves
+from autosp_ir.ir.graph import Phase, Value
+from autosp_ir.ir.program import OutputKind, Program
+from autosp_ir.ir.types import ScalarType, TensorType
 from autosp_ir.pipeline.base import Pass, PassContext
-from autosp_ir.rewrite.random_masks import replayed_masks
-from autosp_ir.rewrite.rewriter import Rewriter
-
-_NEVER_AGAIN = frozenset({Trait.COLLECTIVE, Trait.ATTENTION, Trait.RANDOM, Trait.MUTATES})
-# Views that their schema does not declare.
-_UNDECLARED_VIEWS = ("aten._unsafe_view",)
+from autosp_passes._remat.budget import Portfolio, parse_size
+from autosp_passes._remat.candidates import rule_saved
+from autosp_passes._remat.materialise import Materialiser
+from autosp_passes._remat.model import StepModel
+from autosp_passes._remat.rules import Rerun, Semantics, may_recompute, view_root
 
 
 class Remat(Pass):
-    """Decide the saved set of a joint program.
+    """Decide the saved set of a joint program: `remat{policy=budget peak=40GiB}`.
 
-    Collectives, attention and random operations are never computed again; a dropout mask may be, from the state that
-    was drawn for it, and gives the same. A view is taken again from its base, which
-    shares its storage; views of parameters and inputs cost nothing. What `tile` made for one chunk of tokens is always
-    computed again: keeping it for every chunk would keep the whole.
+    Random operations are never computed again, attention and collectives only where `rerun` names them; a dropout mask
+    may be, from the state that was drawn for it, and gives the same. A view is taken
+    again from its base, which shares its storage; views of parameters and inputs cost nothing. What reads a buffer that
+    the forward updates is saved. What `tile` made for one chunk of tokens is always computed again: keeping it for
+    every chunk would keep the whole.
     """
 
     name = "remat"
@@ -45,12 +43,43 @@ class Remat(Pass):
     class Options(Pass.Options):
         """Options of `remat`."""
 
-        policy: Literal["save-all", "min-cut"] = "min-cut"
+        policy: Literal["save-all", "autosp-sac", "min-cut", "budget"] = "min-cut"
         """`save-all` saves what autograd would; `min-cut` follows torch's partitioner: the fewest bytes that cheap
-        operations can rebuild the rest from."""
+        operations can rebuild the rest from; `autosp-sac` also computes matrix products again; `budget` adds the least
+        time that keeps within `peak` or `fraction`."""
         aggressive: bool = False
-        """With `min-cut`: compute again whatever is no matrix product, attention or collective, reductions and long
+        """For `min-cut`: compute again whatever is no matrix product, attention or collective, reductions and long
         chains of pointwise operations included; torch's `aggressive_recomputation`."""
+        peak: str | int | None = None
+        """For `budget`: what the step may hold beside parameters and inputs, such as 40GiB, or a number of bytes."""
+        fraction: float | None = Field(None, gt=0, le=1)
+        """For `budget`: the same, as a part of what `save-all` holds."""
+        rerun: tuple[Rerun, ...] = ()
+        """For `budget`: costly operations that may run again, `attention`, `collectives` or both."""
+        device: str = "h100"
+        """For `budget`, what prices compute: h100, h200, a100 or cpu."""
+        link: str = "nvlink4"
+        """For `budget`, what prices collectives: nvlink4, nvlink3, pcie or network-400g."""
+        seconds: float = Field(4.0, gt=0)
+        """For `budget`, how long to search."""
+
+        @field_validator("peak")
+        @classmethod
+        def _is_size(cls, value: str | int | None) -> str | int | None:
+            if value is not None and parse_size(value) <= 0:
+                raise ValueError("the peak must be more than nothing")
+            return value
+
+        @model_validator(mode="after")
+        def _go_together(self) -> Remat.Options:
+            limits = (self.peak is not None) + (self.fraction is not None)
+            if self.policy == "budget" and limits != 1:
+                raise ValueError("policy=budget needs either peak or fraction")
+            if self.policy != "budget" and (limits or self.rerun):
+                raise ValueError(f"peak, fraction and rerun belong to policy=budget, not to policy={self.policy}")
+            if self.aggressive and self.policy != "min-cut":
+                raise ValueError(f"aggressive belongs to policy=min-cut, not to policy={self.policy}")
+            return self
 
     options: Options
 
@@ -58,19 +87,58 @@ class Remat(Pass):
         """Rewrite `program` in place.
 
         Raises:
-            PassError: The program has no backward yet, or torch's partitioner fails.
+            PassError: The program has no backward yet, torch's partitioner fails, or no choice keeps within the budget;
+                the message names the least possible peak.
+            UnsupportedError: The cost model does not have the device or link.
         """
         if not any(o.kind is OutputKind.GRADIENT for o in program.signature.outputs):
             ctx.remark("missed", None, "the program has no gradient, so nothing is saved")
             return
+        semantics = Semantics(program, self.options.rerun, replay=self.options.policy != "save-all")
+        by_budget = self.options.policy == "budget"
+        chosen = (
+            self._within_budget(program, ctx, semantics)
+            if by_budget
+            else rule_saved(program, semantics, self.options.policy, self.options.aggressive)
+        )
         rewriter = ctx.rewriter(program)
-        again = set(chunk_values(program))
-        if self.options.policy != "save-all":
-            again |= replayed_masks(program)
-        chosen = None if self.options.policy == "save-all" else min_cut_saved(program, again, self.options.aggressive)
-        _Materialiser(program, rewriter, chosen, again).run()
+        Materialiser(program, rewriter, chosen, semantics).run()
         rewriter.dead_code()
         _report(program, ctx)
+
+    def _within_budget(self, program: Program, ctx: PassContext, semantics: Semantics) -> set[Value]:
+        options = self.options
+        on, over = device(options.device), link(options.link)
+        _refuse_symbols(program)
+        model = StepModel(program, semantics, on, over)
+        portfolio = Portfolio(program, model, semantics)
+        whole = portfolio.rules["save-all"].peak
+        peak = parse_size(options.peak) if options.peak is not None else (options.fraction or 1.0) * whole
+        choice = portfolio.choose(peak, options.seconds)
+        ctx.count("peak_bytes", choice.outcome.peak)
+        ctx.count("budget_bytes", int(peak))
+        ctx.count("recompute_microseconds", round(choice.outcome.extra * 1e6))
+        ctx.remark(
+            "applied",
+            None,
+            f"{choice.name}: {choice.outcome.peak / 2**20:,.1f} MiB of {peak / 2**20:,.1f} MiB, "
+            f"{choice.outcome.extra * 1e3:,.3f} ms of recomputation on {on.name}",
+        )
+        return {model.nodes[i].result for i in choice.outcome.saved}
+
+
+def _refuse_symbols(program: Program) -> None:
+    for node in program.graph.nodes:
+        for value in node.results:
+            kind = value.type
+            symbolic = isinstance(kind, TensorType) and not all(isinstance(d, int) for d in kind.shape)
+            if symbolic or (isinstance(kind, ScalarType) and kind.kind == "int" and not isinstance(kind.expr, int)):
+                raise PassError(
+                    "memory cannot be budgeted for a length that is a symbol",
+                    node=node,
+                    pass_name=Remat.name,
+                    hint="capture with dynamic=False, one program for each length, or use remat{policy=min-cut}",
+                )
 
 
 def _report(program: Program, ctx: PassContext) -> None:
@@ -80,150 +148,6 @@ def _report(program: Program, ctx: PassContext) -> None:
     sizes = [v.type.numel * v.type.dtype.itemsize for v in saved if isinstance(v.type, TensorType)]
     if all(isinstance(s, int) for s in sizes):
         ctx.count("saved_bytes", sum(int(s) for s in sizes))
-
-
-def _is_view(node: Node) -> bool:
-    """Whether the node's result shares the storage of its first operand, or will once lowering erases identities."""
-    if node.is_op("operator.getitem"):
-        return bool(node.operands) and node.operands[0].producer.op.has(Trait.VIEW)
-    return bool(node.op.traits & {Trait.VIEW, Trait.IDENTITY}) or node.is_op(*_UNDECLARED_VIEWS)
-
-
-def view_root(value: Value) -> Value:
-    """The value whose storage a view shares, through any chain of views; itself if it is none."""
-    while _is_view(value.producer) and value.producer.operands:
-        value = value.producer.operands[0]
-    return value
-
-
-def may_recompute(node: Node) -> bool:
-    """Whether computing the node a second time is allowed: no collective, no attention, nothing random."""
-    return not node.op.traits & _NEVER_AGAIN and "attention" not in node.op.name
-
-
-class _Materialiser:
-    """Writes a saved set into a joint program.
-
-    Args:
-        program: The joint program.
-        rewriter: Rewrites it.
-        chosen: The values to save; None saves every forward value that is needed.
-        again: Values that are computed again, whatever is chosen, if that is allowed.
-    """
-
-    def __init__(
-        self, program: Program, rewriter: Rewriter, chosen: set[Value] | None, again: Collection[Value] = ()
-    ) -> None:
-        self._program = program
-        self._rewriter = rewriter
-        self._save_all = chosen is None
-        self._never_saved = {v for v in again if may_recompute(v.producer)}
-        self._saved = {view_root(v) for v in chosen or ()} - self._never_saved
-        self._again: dict[Value, Value] = {}
-        self._deferred: set[Node] = set()
-
-    def run(self) -> None:
-        self._extend_forward()
-        main = self._partition()
-        output = self._program.graph.output_node
-        for node in main:
-            self._supply(node, node.operands)
-            self._swap_operands(node)
-        self._supply(output, self._gradient_leaves(), deferred_only=True)
-
-    def _swap_operands(self, node: Node) -> None:
-        if any(v in self._again for v in node.operands):
-
-            def again(value: Value) -> Value:
-                return self._again.get(value, value)
-
-            self._rewriter.set_args(node, map_values(node.args, again), map_values(dict(node.kwargs), again))
-
-    def _gradient_leaves(self) -> list[Value]:
-        leaves = output_leaves(self._program.graph)
-        specs = self._program.signature.outputs
-        return [
-            leaf
-            for leaf, spec in zip(leaves, specs, strict=True)
-            if spec.kind is OutputKind.GRADIENT and isinstance(leaf, Value)
-        ]
-
-    def _extend_forward(self) -> None:
-        """What is saved is computed in the forward, even if only the backward reads it."""
-        stack = [v.producer for v in self._saved]
-        while stack:
-            node = stack.pop()
-            if node.phase is Phase.FORWARD:
-                continue
-            self._rewriter.set_phase(node, Phase.FORWARD)
-            stack.extend(v.producer for v in node.operands)
-
-    def _partition(self) -> list[Node]:
-        """Put the forward in front; returns the nodes behind it that depend on a tangent, in order."""
-        dependent = _dependents(self._program)
-        nodes = [n for n in self._program.graph.nodes if n.op.kind not in ("placeholder", "output")]
-        main = [n for n in nodes if n in dependent]
-        self._deferred = {n for n in nodes if n not in dependent and n.phase is not Phase.FORWARD}
-        late = next((n for n in nodes if n.phase is not Phase.FORWARD), None)
-        seen = False
-        for node in nodes:
-            seen = seen or node is late
-            if seen and late is not None and node.phase is Phase.FORWARD:
-                self._rewriter.move(node, before=late)
-        return main
-
-    def _supply(self, reader: Node, wanted: Iterable[Value], deferred_only: bool = False) -> None:
-        """Make everything that `reader` reads exist in front of it: moved there, computed again, or saved."""
-        stack: list[tuple[Value, bool]] = [(v, False) for v in reversed(list(wanted))]
-        while stack:
-            value, ready = stack.pop()
-            node = value.producer
-            if value in self._again or (node not in self._deferred and (deferred_only or self._stays(value))):
-                continue
-            if not ready:
-                stack.append((value, True))
-                stack.extend((v, False) for v in reversed(node.operands))
-                continue
-            self._place(node, reader)
-
-    def _stays(self, value: Value) -> bool:
-        """Whether later phases read the value itself: a later value, an input, a number, or saved."""
-        node = value.producer
-        if node.phase is not Phase.FORWARD or node.op.kind in ("placeholder", "get_attr"):
-            return True
-        if isinstance(value.type, ScalarType) or value in self._saved:
-            return True
-        if _is_view(node):
-            return False
-        source = node.operands[0].producer if node.is_op("operator.getitem") and node.operands else node
-        keep = self._save_all and value not in self._never_saved
-        if not isinstance(value.type, TupleType) and (keep or not may_recompute(source)):
-            self._saved.add(value)
-            return True
-        return False
-
-    def _place(self, node: Node, reader: Node) -> None:
-        if node in self._deferred:
-            self._deferred.discard(node)
-            self._rewriter.move(node, before=reader)
-            self._swap_operands(node)
-            return
-        if not may_recompute(node):
-            raise PassError(
-                f"{node.op.name} would be computed twice", pass_name=Remat.name, hint="report this: it is never right"
-            )
-        copy = self._rewriter.clone_node(node, before=reader, mapping=self._again, phase=Phase.RECOMPUTE)
-        self._again[node.result] = copy
-
-
-def _dependents(program: Program) -> set[Node]:
-    """The nodes that depend on a tangent."""
-    tangents = {s.name for s in program.signature.inputs if s.kind is InputKind.TANGENT}
-    found: set[Node] = set()
-    for node in program.graph.nodes:
-        if node.name in tangents or any(v.producer in found for v in node.operands):
-            found.add(node)
-    return found
 
 
 __all__ = ["Remat", "may_recompute", "view_root"]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,6 @@ import pytest
 import sympy
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.emit.fx_export import executable
@@ -17,36 +15,8 @@ from autosp_ir.ir.graph import Phase
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import TensorType
 from autosp_ir.sim.lockstep import simulate
+from autosp_ir.testing.memory import StorageTracker
 from tests.sim.programs import dense_mlp, mlp_inputs, parallel_mlp, traced, traced_joint
-
-
-class StorageTracker(TorchDispatchMode):
-    """Live bytes of every storage that an operation allocates, by the storages' real lifetimes."""
-
-    def __init__(self, inputs: list[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet(x.untyped_storage() for x in inputs)
-        self._live = 0
-        self.peak: int = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(leaf, Tensor):
-                self._track(leaf.untyped_storage())
-        return result
-
-    def _track(self, storage: Any) -> None:
-        if storage in self._seen:
-            return
-        self._seen.add(storage)
-        size = storage.nbytes()
-        self._live += size
-        self.peak = max(self.peak, self._live)
-        weakref.finalize(storage, self._free, size)
-
-    def _free(self, size: int) -> None:
-        self._live -= size
 
 
 def tracked_peak(program: Program, inputs: list[Tensor]) -> int:

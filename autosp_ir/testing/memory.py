@@ -1,0 +1,93 @@
+"""What a step really holds: live storages, counted operation by operation while it runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from autosp_ir._torch_compat import TorchDispatchMode, pytree_map
+from autosp_ir.errors import SimulationError
+
+
+class StorageTracker(TorchDispatchMode):
+    """Live bytes of every storage that an operation allocates, by the storages' real lifetimes.
+
+    Storages that operations only read belong to the caller and are not counted; neither is work space inside an
+    operation.
+
+    Args:
+        inputs: Tensors that are not counted even when an operation returns a view of them first.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet(x.untyped_storage() for x in inputs)
+        self.live = 0
+        self.peak: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation and count what it returns."""
+        pytree_map(self._ignore, (args, kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        pytree_map(self._track, result)
+        return result
+
+    def _ignore(self, leaf: Any) -> None:
+        if isinstance(leaf, Tensor):
+            self._seen.add(leaf.untyped_storage())
+
+    def _track(self, leaf: Any) -> None:
+        if not isinstance(leaf, Tensor) or leaf.untyped_storage() in self._seen:
+            return
+        storage = leaf.untyped_storage()
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def measured_peak(step: nn.Module, batch: Mapping[str, Any]) -> int:
+    """The most bytes one forward and backward of an emitted module hold beside its parameters and inputs.
+
+    Args:
+        step: An emitted module, backend `aot_eager`, whose output has a loss, is one, or has it in front. Its
+            gradients are dropped before and after.
+        batch: Keyword arguments for it.
+
+    Returns:
+        Bytes, gradients among them.
+
+    Raises:
+        SimulationError: The output has no scalar to differentiate.
+    """
+    step.zero_grad(set_to_none=True)
+    known = [*step.parameters(), *step.buffers(), *(v for v in batch.values() if isinstance(v, Tensor))]
+    with StorageTracker(known) as tracker:
+        _loss_of(step(**batch)).backward()
+    step.zero_grad(set_to_none=True)
+    peak: int = tracker.peak
+    return peak
+
+
+def _loss_of(output: Any) -> Tensor:
+    loss = getattr(output, "loss", None)
+    if loss is None and isinstance(output, Mapping):
+        loss = output.get("loss")
+    if loss is None:
+        loss = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad:
+        return loss
+    raise SimulationError(
+        f"there is no loss to differentiate in {type(output).__name__}",
+        hint="capture with outputs=['loss'] or with loss_fn= for a loss outside the model",
+    )
+
+
+__all__ = ["StorageTracker", "measured_peak"]
