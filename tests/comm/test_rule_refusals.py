@@ -26,6 +26,10 @@ class T:
     ) -> None:
         self.shape, self.placement, self.dtype, self.zeros = shape, placement, dtype, zeros
 
+    def __repr__(self) -> str:
+        # Names of tests have to be the same in every process.
+        return f"{list(self.shape)} {self.placement}{' zeros' if self.zeros else ''}"
+
     def build(self, b: ProgramBuilder) -> Value:
         """The operand's value."""
         if self.zeros:

@@ -23,7 +23,7 @@ LINE = [
     ("tile{chunks=4}", "wide", "wide_tiled", {"chunk": 3, "unchunk": 1}),
     ("differentiate", "ulysses", "joint", {"attention_backward": 1, "all_to_all": 8}),
     ("remat", "joint", "rematerialized", {"all_to_all": 8}),
-    ("early-loss-gradient", "wide_rematerialized", "wide_early", {"unchunk": 2, "chunk": 3}),
+    ("early-loss-gradient", "wide_rematerialized", "wide_early", {"unchunk": 2, "chunk": 5}),
     ("grad-sync", "rematerialized", "synced", {"all_reduce": 5}),
     ("lower-comm", "synced", "lowered", {"all_to_all_single": 8, "all_reduce": 5, "wait_tensor": 13}),
     ("overlap", "lowered", "overlapped", {"all_to_all_single": 8, "wait_tensor": 13}),
