@@ -382,8 +382,9 @@ def pin_order(
 
     The first costed operation behind a start depends on the start; a wait depends on the last costed operation in
     front of it and on what was started since. A wait right behind its start is left alone: pins cost fusion. From the
-    first addition to a sum over chunks to the last one, every costed operation depends on the one in front of it:
-    otherwise chunks are fused with each other, and all of them are alive at once.
+    first addition to a sum over chunks to the last one, every costed operation depends on the one in front of it and on
+    the numbers computed since: otherwise chunks are fused with each other, or all their losses with the sum of them,
+    which reads the logits of every chunk.
 
     Args:
         graph: A graph of Inductor after its own passes. It is changed.
@@ -398,6 +399,7 @@ def pin_order(
     last: torch.fx.Node | None = None
     started: dict[torch.fx.Node, torch.fx.Node | None] = {}
     fresh: list[torch.fx.Node] = []
+    begin = 0
     nodes = list(graph.nodes)
     summing = [i for i, node in enumerate(nodes) if sums(node)] or [0]
     for place, node in enumerate(nodes):
@@ -416,9 +418,21 @@ def pin_order(
                 pins[node] = OrderedSet(fresh)
                 fresh = []
             if last is not None and summing[0] < place <= summing[-1]:
-                pins.setdefault(node, OrderedSet()).add(last)
-            last = node
+                pins.setdefault(node, OrderedSet()).update([last, *_numbers(nodes[begin:place])])
+            last, begin = node, place + 1
     preserve_node_ordering(graph, pins)
+
+
+def _numbers(nodes: Sequence[torch.fx.Node]) -> list[torch.fx.Node]:
+    """Those that reduce a tensor to one floating-point number."""
+
+    def is_number(node: torch.fx.Node) -> bool:
+        value = node.meta.get("val")
+        sources = [n.meta.get("val") for n in node.all_input_nodes]
+        floating = isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point()
+        return floating and any(isinstance(s, torch.Tensor) and s.numel() > 1 for s in sources)
+
+    return [n for n in nodes if n.op == "call_function" and is_number(n)]
 
 
 def pinning_pass(anchors: Callable[[torch.fx.Node], bool], sums: Callable[[torch.fx.Node], bool], version: str) -> Any:
