@@ -550,6 +550,14 @@ def without_fake_tensor_log() -> Iterator[None]:
         logger.disabled = before
 
 
+def fake_mode_for_export() -> Any:
+    """A fake-tensor mode in which a model with fake weights can be built and exported."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv(tracked_fakes=[]), allow_non_fake_inputs=True)
+
+
 def new_fake_mode() -> Any:
     """A fake-tensor mode of its own, without symbols."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -1,4 +1,4 @@
-"""The command line: `autosp-ir demo | capture | opt | doctor | passes | new-pass | report`."""
+"""The command line: `autosp-ir demo | capture | opt | doctor | plan | passes | new-pass | report`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from autosp_ir import cli_authoring, cli_report
 from autosp_ir.cli_doctor import doctor
 from autosp_ir.cli_io import captured, write
 from autosp_ir.cli_opt import opt
+from autosp_ir.cli_plan import plan
 from autosp_ir.errors import AutoSPError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Sequence-parallel training as IR passes.")
 _console = Console()
 app.command()(opt)
 app.command()(doctor)
+app.command()(plan)
 cli_authoring.register(app)
 cli_report.register(app)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from autosp_ir.cli_io import read_model
+from autosp_ir.cli_io import dtype_named, pairs, read_model
 from autosp_ir.errors import AutoSPError
 from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
 
@@ -42,8 +41,8 @@ def doctor(
     from autosp_ir.doctor import diagnose, steps_of, tables
 
     counts = list(_integers(ranks, "--ranks 2,4").values())
-    dims = None if seq_dims is None else _pairs(seq_dims.split(","), "--seq-dims input_ids=1")
-    built, batch = read_model(model, length, _dtype(dtype), _pairs(sets or (), "--set num_hidden_layers=2"))
+    dims = None if seq_dims is None else pairs(seq_dims.split(","), "--seq-dims input_ids=1")
+    built, batch = read_model(model, length, dtype_named(dtype), pairs(sets or (), "--set num_hidden_layers=2"))
     with _progress() as progress:
         task = progress.add_task("", total=steps_of(counts))
 
@@ -72,33 +71,6 @@ def _integers(text: str, example: str) -> dict[str, int]:
         return {part: int(part) for part in text.split(",")}
     except ValueError as error:
         raise AutoSPError(f"{text!r} are no numbers", hint=f"write {example}") from error
-
-
-def _pairs(texts: Any, example: str) -> dict[str, Any]:
-    """Values by name from `name=value`; values are JSON, or plain text where they are not."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = str(text).partition("=")
-        if not equals:
-            raise AutoSPError(f"{text!r} is no name=value pair", hint=f"write {example}")
-        found[name.strip()] = _value(value.strip())
-    return found
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    found = getattr(torch, name.removeprefix("torch."), None)
-    if isinstance(found, torch.dtype) and found.is_floating_point:
-        return found
-    raise AutoSPError(f"{name!r} is no floating-point dtype", hint="write float32, bfloat16, float16 or float64")
 
 
 __all__ = ["doctor"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def read_model(
     length: int | None = None,
     dtype: torch.dtype | None = None,
     overrides: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> tuple[nn.Module, Any]:
     """The model and batch of a transformers `config.json`, or those that `package.module:factory` returns.
 
@@ -71,6 +73,7 @@ def read_model(
         length: Tokens per sequence; a factory must take `length`. None leaves it to them.
         dtype: Of floating-point weights and inputs; None leaves them as they are.
         overrides: Entries of the config to replace.
+        **settings: For a config alone, further arguments of `model_from_config`.
 
     Raises:
         CaptureError: There is no such file or factory, or it does not take what is asked for.
@@ -78,8 +81,8 @@ def read_model(
     if spec.endswith(CONFIG_SUFFIX):
         from autosp_ir.capture.from_config import model_from_config
 
-        lengths = {} if length is None else {"length": length}
-        return model_from_config(spec, dtype=dtype, overrides=overrides, **lengths)
+        lengths: dict[str, Any] = {} if length is None else {"length": length}
+        return model_from_config(spec, dtype=dtype, overrides=overrides, **lengths, **settings)
     if overrides:
         raise CaptureError(f"{spec!r} is a factory, which has no config entries", hint="leave --set out")
     model, batch = _built(spec, length)
@@ -100,6 +103,42 @@ def _built(spec: str, length: int | None) -> tuple[nn.Module, Any]:
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
         return made
     raise CaptureError(f"{spec!r} returned {type(made).__name__}", hint="return (model, batch), a module and its batch")
+
+
+def pairs(texts: Iterable[str], example: str) -> dict[str, Any]:
+    """Values by name from `name=value`; values are JSON, or plain text where they are not.
+
+    Args:
+        texts: As given on the command line.
+        example: What to write, for the error.
+
+    Raises:
+        AutoSPError: A text has no `=`.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise AutoSPError(f"{text!r} is no name=value pair", hint=f"write {example}")
+        try:
+            found[name.strip()] = json.loads(value.strip())
+        except ValueError:
+            found[name.strip()] = value.strip()
+    return found
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """A floating-point dtype by its name in torch; None stays None.
+
+    Raises:
+        AutoSPError: There is no such dtype.
+    """
+    if name is None:
+        return None
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    raise AutoSPError(f"{name!r} is no floating-point dtype", hint="write float32, bfloat16, float16 or float64")
 
 
 def load(source: str) -> None:
@@ -147,4 +186,4 @@ def _factory(spec: str) -> Any:
         raise CaptureError(f"{spec!r} cannot be loaded: {error}", hint=hint) from error
 
 
-__all__ = ["captured", "load", "read_mesh", "read_model", "read_source", "write"]
+__all__ = ["captured", "dtype_named", "load", "pairs", "read_mesh", "read_model", "read_source", "write"]

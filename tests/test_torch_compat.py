@@ -228,6 +228,12 @@ def test_the_fake_mode_of_some_values() -> None:
     assert _torch_compat.fake_mode_of(torch.empty(2)) is None
 
 
+def test_a_model_with_fake_weights_takes_no_memory() -> None:
+    with _torch_compat.fake_mode_for_export():
+        model = torch.nn.Linear(1 << 20, 1 << 20, device="meta").to_empty(device="cpu")
+    assert _torch_compat.is_fake(model.weight) and model.weight.device.type == "cpu"
+
+
 def _exchange_beside_products() -> torch.fx.GraphModule:
     def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         started = torch.ops._c10d_functional.all_reduce(x, "sum", "0")

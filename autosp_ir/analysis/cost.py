@@ -152,7 +152,8 @@ def cost_of(node: Node, symbols: Mapping[str, int] | None = None) -> Cost:
     if node.op.name not in _FLOPS:
         return Cost(bytes=moved)
     attention = (1 if node.is_op("autosp.attention") else 2) if _attends(node) else 0
-    dtype = node.operands[0].tensor_type.dtype
+    # What is added to may be wider than what is multiplied.
+    dtype = node.operands[-1 if node.is_op("autosp.addmm_float32") else 0].tensor_type.dtype
     return Cost(_FLOPS[node.op.name](node, sizes), moved, dtype=dtype, attention=attention)
 
 

@@ -70,7 +70,7 @@ def liveness(
         curve.append(live)
         live -= sum(s.bytes for s in dying.get(node, ()) if s.owned)
     peak = max(range(len(curve)), key=curve.__getitem__, default=None)
-    saved = _saved(nodes, aliasing)
+    saved = saved_storages(nodes, aliasing)
     return LivenessReport(
         peak_bytes=curve[peak] if peak is not None else 0,
         peak_node=nodes[peak].name if peak is not None else "",
@@ -102,7 +102,7 @@ def _by_last_use(last: Mapping[Storage, Node]) -> dict[Node, list[Storage]]:
     return dying
 
 
-def _saved(nodes: list[Node], aliasing: Aliasing) -> list[Storage]:
+def saved_storages(nodes: list[Node], aliasing: Aliasing) -> list[Storage]:
     """Storages made by forward nodes that later phases read, in order of allocation."""
     found: dict[Storage, None] = {}
     for node in nodes:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autosp_ir._torch_compat import fake_mode_for_export
 from autosp_ir.errors import CaptureError
 
 IGNORE_INDEX = -100
@@ -24,6 +26,7 @@ def model_from_config(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
+    fake: bool = False,
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """Build a model in training mode, and a random batch with labels.
 
@@ -38,6 +41,7 @@ def model_from_config(
         dtype: Of the weights and images; None takes the config's own.
         seed: Of weights and batch.
         overrides: Entries that replace those of the config.
+        fake: Give the model fake weights, which have a size and no memory: for capture and planning alone.
 
     Returns:
         The model, and keyword arguments for its forward: `input_ids` and `labels`, int64 `[batch_size, length]` with
@@ -55,7 +59,8 @@ def model_from_config(
     torch.manual_seed(seed)
     try:
         made = transformers.CONFIG_MAPPING[kind].from_dict(content)
-        model: nn.Module = _model_class(transformers, made)._from_config(made)
+        with torch.device("meta") if fake else nullcontext():
+            model: nn.Module = _model_class(transformers, made)._from_config(made)
     except CaptureError:
         raise
     except Exception as error:  # whatever a model's constructor raises is about its config
@@ -65,6 +70,9 @@ def model_from_config(
         ) from error
     if dtype is not None:
         model = model.to(dtype)
+    if fake:
+        with fake_mode_for_export():
+            model = model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed + 1)
     return model.train(), _batch(made, model, length, batch_size, generator)
 

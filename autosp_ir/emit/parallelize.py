@@ -27,9 +27,10 @@ from autosp_ir.errors import PipelineError, RuntimeMismatchError, UnsupportedErr
 from autosp_ir.ir.program import Program, Stage
 from autosp_ir.pipeline.base import Pass
 from autosp_ir.pipeline.drawing import drawing
-from autosp_ir.pipeline.manager import PassManager
+from autosp_ir.pipeline.manager import PassManager, PassResult
 from autosp_ir.pipeline.registry import format_pipeline, get_pass, parse_pipeline
 from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
+from autosp_ir.plan import fitting, plan
 
 Backend = Literal["inductor", "aot_eager", "eager"]
 GradSync = Literal["in_graph", "external"]
@@ -141,7 +142,9 @@ def parallelize(
         loss_fn: `loss_fn(outputs, batch)` for a loss outside the model.
         dynamic: None captures again for a new length, True captures the length as a symbol, False refuses others.
         strict: Refuse an operation that cannot keep its tokens sharded, instead of running it replicated.
-        memory_budget: Bytes a rank may use.
+        memory_budget: Bytes that a step may take on a rank, weights and gradients included; the states of an optimizer
+            and the runtime's own memory come on top. The first pipeline of `autosp_ir.plan` whose predicted peak fits
+            is taken. None takes the default pipeline.
         grad_sync: `in_graph` returns the complete gradient on every rank; `external` leaves the sum to DDP or FSDP.
         rng: How dropout draws. `per_rank`: every rank draws for its own tokens, in no more memory than they take.
             `global`: every rank draws the dense model's masks and keeps its part. A `rng=` that the pipeline gives to
@@ -163,10 +166,21 @@ def parallelize(
         NonFiniteError: From a step, with `check_finite`.
     """
     _check_backend(backend)
-    _refuse_unbuilt(memory_budget)
+    _check_budget(memory_budget, pipeline, backend)
     refuse_own_hooks(model)
     size = _axis_size(mesh, sp_axis)
     manager = PassManager(drawing(_pipeline(pipeline, backend, sp_axis, grad_sync), rng))
+
+    def rewritten(program: Program) -> PassResult:
+        if memory_budget is None:
+            return manager.run(program, mesh={sp_axis: size}, strict=strict)
+        # Every rank predicts the same from the same program, and so chooses the same.
+        ladder = plan(
+            program, {sp_axis: size}, manager.passes, axis=sp_axis, fused=backend == "inductor", strict=strict
+        )
+        prediction, result = fitting(ladder, memory_budget)
+        _logger.info("memory_budget: %s, %.2f GiB predicted", prediction.name, prediction.peak_bytes / 2**30)
+        return result
 
     def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ProgramRunner, CaptureInfo]:
         example: Any = kwargs if not args else (args if not kwargs else _as_mapping(model, args, kwargs))
@@ -180,7 +194,7 @@ def parallelize(
                 loss_fn=loss_fn,
                 dynamic=bool(dynamic),
             )
-        result = manager.run(program, mesh={sp_axis: size}, strict=strict)
+        result = rewritten(program)
         for remark in result.remarks:
             if remark.kind == "missed":
                 _logger.warning("%s", remark)
@@ -201,11 +215,21 @@ def _as_mapping(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
-def _refuse_unbuilt(memory_budget: float | None) -> None:
-    if memory_budget is not None:
-        raise UnsupportedError(
-            "memory_budget is not supported yet", hint="choose a pipeline with remat{policy=min-cut} instead"
+def _check_budget(memory_budget: float | None, pipeline: object, backend: Backend) -> None:
+    if memory_budget is None:
+        return
+    if pipeline is not None:
+        raise PipelineError(
+            "both a pipeline and a memory_budget were given, and the budget chooses the pipeline",
+            hint="leave one of them out; remat{policy=budget peak=…} keeps a pipeline within a peak",
         )
+    if backend == "eager":
+        raise PipelineError(
+            'memory_budget needs the backward in the program, which backend="eager" leaves to autograd',
+            hint='use backend="inductor" or "aot_eager"',
+        )
+    if not memory_budget > 0:
+        raise PipelineError(f"a memory_budget of {memory_budget} bytes is none", hint="give bytes, such as 70 * 2**30")
 
 
 def _axis_size(mesh: DeviceMesh | None, axis: str) -> int:

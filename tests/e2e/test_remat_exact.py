@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -30,12 +31,21 @@ def _pipeline(chunks: str, policy: str) -> str:
     return f"{forward},{chunks}differentiate,remat{{policy={policy}}},grad-sync,lower-comm"
 
 
+def _cells() -> list[Any]:
+    """Every policy, number of ranks and kind of chunks; each policy once in every run, with one of the others."""
+    cells = []
+    for p, policy in enumerate(_POLICIES):
+        for r, ranks in enumerate((1, 2, 4)):
+            for c, chunks in enumerate(_CHUNKS):
+                sampled = r == p % 3 and c == (p + 1) % 4
+                cells.append(pytest.param(policy, ranks, chunks, marks=() if sampled else pytest.mark.long))
+    return cells
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("policy", _POLICIES)
-def test_policies_with_chunks(policy: str, ranks: int) -> None:
-    for chunks in _CHUNKS:
-        reference().check(partitioned(reference().program, ranks, _pipeline(chunks, policy)), 1e-10)
+@pytest.mark.parametrize(("policy", "ranks", "chunks"), _cells())
+def test_policies_with_chunks(policy: str, ranks: int, chunks: str) -> None:
+    reference().check(partitioned(reference().program, ranks, _pipeline(chunks, policy)), 1e-10)
 
 
 @pytest.mark.parametrize("policy", ["autosp-sac", "budget fraction=0.9"])

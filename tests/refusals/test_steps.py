@@ -174,10 +174,8 @@ def test_a_backend_that_does_not_exist(case: Case) -> None:
         air.parallelize(model, batch, backend="tensorrt")  # type: ignore[arg-type]
 
 
-def test_options_that_are_not_built_yet(case: Case) -> None:
+def test_options_that_do_not_exist_or_go_together(case: Case) -> None:
     model, _, batch = case
-    with refused(air.UnsupportedError, "memory_budget"):
-        air.parallelize(model, batch, memory_budget=1e9)
     with refused(air.UnsupportedError, "per_step", "per_rank, global"):
         air.parallelize(model, batch, rng="per_step")  # type: ignore[arg-type]
     with refused(air.PipelineError, "external", "aot_eager"):

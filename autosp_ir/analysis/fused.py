@@ -1,0 +1,186 @@
+"""Memory and time of a program that a compiler fuses, such as Inductor, estimated without compiling.
+
+Fusion is modelled by one rule: a pointwise result exists only if something reads it that is not fused with it, which
+is whatever is no pointwise operation, reduction or view, or belongs to the other half of the step. Whoever reads a
+result that does not exist reads what it is made from. On a Llama step on two H100 the peak of this model is 2 % above
+what was measured; the unfused one is twice as high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from autosp_ir.analysis.aliasing import Aliasing, Storage
+from autosp_ir.analysis.cost import Device, Link, compute_seconds, cost_of, is_costed, link_seconds
+from autosp_ir.analysis.liveness import LivenessReport, saved_storages
+from autosp_ir.analysis.timeline import Durations, is_start
+from autosp_ir.ir.graph import Node, Phase
+from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.program import Program
+
+_REDUCTIONS = ("aten.sum", "aten.amax", "aten.amin", "aten.mean", "aten.var_mean", "aten.argmax")
+_FUSED = (
+    "prims.convert_element_type", "aten._to_copy", "aten.clone", "aten.full", "aten.scalar_tensor", "aten.arange",
+    "aten.gather", "aten.scatter", "aten.constant_pad_nd", "aten.copy", "aten.fill", "aten.iota", "aten.rand",
+)  # fmt: skip
+# Written over an operand that dies there.
+_IN_PLACE = ("autosp.addmm_float32", "_c10d_functional.all_reduce")
+
+
+class Fusion:
+    """Which storages of a program exist once it is fused, and who reads them.
+
+    Args:
+        program: A program with a backward, or any other.
+        symbols: Numbers for symbolic extents, by symbol name.
+
+    Raises:
+        VerifyError: An extent is symbolic and has no number.
+    """
+
+    def __init__(self, program: Program, symbols: Mapping[str, int] | None = None) -> None:
+        aliasing = Aliasing(symbols)
+        self.nodes = list(program.graph.nodes)
+        self.made = {n: aliasing.step(n) for n in self.nodes if n.op.kind != "output"}
+        read = {n: {s for v in n.operands for s in aliasing.storages(v)} for n in self.nodes}
+        self.saved = saved_storages([n for n in self.nodes if n.op.kind != "output"], aliasing)
+        self.absent = self._absent(read)
+        self.reads: dict[Node, set[Storage]] = {}
+        for node in self.nodes:
+            sources = [self.reads[s.node] if s in self.absent else {s} for s in read[node]]
+            self.reads[node] = set().union(*sources)
+
+    def _absent(self, read: Mapping[Node, set[Storage]]) -> set[Storage]:
+        readers: dict[Storage, list[Node]] = {}
+        for node in self.nodes:
+            if node.op.kind == "output" or self.runs(node):
+                for storage in read[node]:
+                    readers.setdefault(storage, []).append(node)
+        return {
+            storage
+            for node, made in self.made.items()
+            for storage in made
+            if storage.owned and _is_pointwise(node) and _all_fused(node, readers.get(storage, ()))
+        }
+
+    def runs(self, node: Node) -> bool:
+        """Whether the node does something: views and elements of tuples do not."""
+        if node.op.kind != "call_function":
+            return False
+        return bool(self.made[node]) or node.op.has(Trait.COLLECTIVE) or node.op.has(Trait.MUTATES)
+
+    def exists(self, node: Node) -> bool:
+        """Whether what the node makes is written to memory."""
+        return any(s not in self.absent for s in self.made.get(node, ()))
+
+    def lifetimes(self) -> dict[Storage, Node]:
+        """The last node that needs each storage that exists."""
+        last: dict[Storage, Node] = {}
+        for node in self.nodes:
+            last.update((s, node) for s in self.made.get(node, ()) if s not in self.absent)
+            if node.op.kind == "output" or self.exists(node) or (self.runs(node) and not self.made[node]):
+                last.update(dict.fromkeys(self.reads[node], node))
+        return last
+
+
+def _is_reduction(node: Node) -> bool:
+    return node.is_op(*_REDUCTIONS) or node.op.name.startswith(tuple(f"{r}." for r in _REDUCTIONS))
+
+
+def _is_pointwise(node: Node) -> bool:
+    if is_costed(node) or node.op.has(Trait.COLLECTIVE):
+        return False
+    return node.op.has(Trait.POINTWISE) or node.op.name.startswith(_FUSED)
+
+
+def _all_fused(node: Node, readers: list[Node] | tuple[()]) -> bool:
+    half = node.phase is Phase.FORWARD
+    return bool(readers) and all(
+        r.op.kind != "output" and (_is_pointwise(r) or _is_reduction(r)) and (r.phase is Phase.FORWARD) == half
+        for r in readers
+    )
+
+
+def fused_liveness(
+    program: Program, *, count_inputs: bool = False, symbols: Mapping[str, int] | None = None
+) -> LivenessReport:
+    """As `liveness`, for a program that a compiler fuses.
+
+    Args:
+        program: A program at any stage; lowered ones are the most exact.
+        count_inputs: Whether parameters, buffers, constants and inputs count, from the first node on.
+        symbols: Numbers for symbolic extents, by symbol name.
+
+    Raises:
+        VerifyError: An extent is symbolic and has no number.
+    """
+    fusion = Fusion(program, symbols)
+    dying: dict[Node, list[Storage]] = {}
+    for storage, node in fusion.lifetimes().items():
+        dying.setdefault(node, []).append(storage)
+    live = sum(s.bytes for made in fusion.made.values() for s in made if not s.owned) if count_inputs else 0
+    nodes = [n for n in fusion.nodes if n.op.kind != "output"]
+    curve: list[int] = []
+    for node in nodes:
+        fresh = [s for s in fusion.made[node] if s.owned and s not in fusion.absent]
+        dead = [s for s in dying.get(node, ()) if s.owned]
+        live += sum(s.bytes for s in fresh)
+        curve.append(live - _reused(node, fresh, dead))
+        live -= sum(s.bytes for s in dead)
+    peak = max(range(len(curve)), key=curve.__getitem__, default=None)
+    return LivenessReport(
+        peak_bytes=curve[peak] if peak is not None else 0,
+        peak_node=nodes[peak].name if peak is not None else "",
+        curve=tuple(curve),
+        names=tuple(n.name for n in nodes),
+        saved_bytes=sum(s.bytes for s in fusion.saved),
+        saved=tuple(dict.fromkeys(s.node.name for s in fusion.saved)),
+        by_node={n.name: sum(s.bytes for s in fusion.made[n] if s not in fusion.absent) for n in nodes
+                 if fusion.exists(n)},
+        by_phase={
+            phase: max(bytes_ for bytes_, n in zip(curve, nodes, strict=True) if n.phase is phase)
+            for phase in dict.fromkeys(n.phase for n in nodes)
+        },
+    )  # fmt: skip
+
+
+def _reused(node: Node, fresh: list[Storage], dead: list[Storage]) -> int:
+    """Bytes that the node writes over an operand it reads for the last time."""
+    if not fresh or not (_is_pointwise(node) or node.is_op(*_IN_PLACE)):
+        return 0
+    return next((s.bytes for s in dead if s not in fresh and s.bytes == fresh[0].bytes), 0)
+
+
+def fused_durations(
+    program: Program, device: Device, link: Link, symbols: Mapping[str, int] | None = None
+) -> Durations:
+    """As `timeline.durations`, for a program that a compiler fuses: what does not exist is not read or written.
+
+    Args:
+        program: A lowered program.
+        device: What computes.
+        link: What connects the ranks.
+        symbols: Numbers for symbolic extents.
+
+    Raises:
+        UnsupportedError: An extent is symbolic and has no number.
+    """
+    fusion = Fusion(program, symbols)
+    compute: dict[Node, float] = {}
+    comm: dict[Node, float] = {}
+    for node in fusion.nodes:
+        if node.op.kind in ("placeholder", "output"):
+            continue
+        cost = cost_of(node, symbols)
+        if _is_pointwise(node) or _is_reduction(node):
+            written = sum(s.bytes for s in fusion.made[node] if s not in fusion.absent)
+            read = sum(s.bytes for s in fusion.reads[node]) if written else 0
+            cost = replace(cost, bytes=float(written + read))
+        compute[node] = compute_seconds(cost, device)
+        if is_start(node):
+            comm[node] = link_seconds(cost, link)
+    return Durations(compute, comm)
+
+
+__all__ = ["Fusion", "fused_durations", "fused_liveness"]

@@ -1,0 +1,71 @@
+"""Peak memory and time of one program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autosp_ir.analysis.cost import Device, Link
+from autosp_ir.analysis.fused import fused_durations, fused_liveness
+from autosp_ir.analysis.liveness import liveness
+from autosp_ir.analysis.timeline import durations, run
+from autosp_ir.ir.program import Program
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one rank takes for one step.
+
+    Args:
+        name: Of the pipeline.
+        pipeline: Its text.
+        peak_bytes: Most memory at once: parameters, inputs, gradients, saved values and work. The states of an
+            optimizer, the runtime's own memory and what a kernel takes inside are not in it.
+        input_bytes: Parameters, buffers and inputs, which are part of it.
+        saved_bytes: What the forward leaves for the backward.
+        seconds: Of forward, backward and reduction of gradients.
+        exposed_seconds: Communication that no compute covers, which is part of it.
+        curve: Bytes alive while each operation runs, in program order.
+    """
+
+    name: str
+    pipeline: str
+    peak_bytes: int
+    input_bytes: int
+    saved_bytes: int
+    seconds: float
+    exposed_seconds: float
+    curve: tuple[int, ...]
+
+
+def predict(program: Program, name: str, pipeline: str, device: Device, link: Link, fused: bool) -> Prediction:
+    """Estimate one step.
+
+    Args:
+        program: A lowered program.
+        name: Of the pipeline that made it.
+        pipeline: Its text.
+        device: What computes.
+        link: What connects the ranks.
+        fused: Whether a compiler fuses the program, as Inductor does.
+
+    Raises:
+        UnsupportedError: An extent is symbolic.
+    """
+    memory = (fused_liveness if fused else liveness)(program, count_inputs=True)
+    own = (fused_liveness if fused else liveness)(program)
+    nodes = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
+    priced = fused_durations(program, device, link) if fused else durations(nodes, device, link)
+    timeline = run(nodes, priced)
+    return Prediction(
+        name=name,
+        pipeline=pipeline,
+        peak_bytes=memory.peak_bytes,
+        input_bytes=memory.peak_bytes - own.peak_bytes,
+        saved_bytes=memory.saved_bytes,
+        seconds=timeline.makespan,
+        exposed_seconds=timeline.exposed,
+        curve=memory.curve,
+    )
+
+
+__all__ = ["Prediction", "predict"]

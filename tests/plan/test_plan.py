@@ -1,0 +1,125 @@
+"""Predictions: the ladder takes less memory from rung to rung, fused estimates hold, and a budget chooses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import autosp_ir as air
+from autosp_ir.analysis.fused import Fusion, fused_liveness
+from autosp_ir.analysis.liveness import liveness
+from autosp_ir.capture.from_config import model_from_config
+from autosp_ir.cli import app
+from autosp_ir.emit.parallelize import default_pipeline
+from autosp_ir.pipeline.registry import parse_pipeline
+from autosp_ir.plan import fitting, plan, rungs
+from autosp_ir.rewrite.builder import ProgramBuilder
+from autosp_ir.testing import DenseReference
+from tests.passes.test_tile import wide
+
+torch.set_num_threads(1)
+LLAMA = {
+    "model_type": "llama", "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+def default() -> list[air.Pass]:
+    return parse_pipeline(default_pipeline(backend="inductor"))
+
+
+@pytest.fixture(scope="module")
+def predictions() -> list[tuple[object, air.PassResult]]:
+    model, batch = model_from_config(LLAMA, length=32768, batch_size=1, dtype=torch.bfloat16, fake=True)
+    return list(plan(air.capture(model, batch), {"sp": 2}, default()))
+
+
+def test_every_rung_takes_less_memory_and_keeps_its_name(predictions: list[tuple[object, air.PassResult]]) -> None:
+    peaks = [p.peak_bytes for p, _ in predictions]  # type: ignore[attr-defined]
+    assert peaks[0] > 1.5 * peaks[1] > 1.5 * peaks[2]
+    assert peaks[3] < 1.1 * peaks[2]
+    for prediction, _ in predictions:
+        assert 0 < prediction.saved_bytes < prediction.peak_bytes  # type: ignore[attr-defined]
+        assert 0 <= prediction.exposed_seconds < prediction.seconds  # type: ignore[attr-defined]
+        parse_pipeline(prediction.pipeline)  # type: ignore[attr-defined]
+
+
+def test_fusion_leaves_out_what_nothing_else_reads() -> None:
+    b = ProgramBuilder()
+    x = b.input("x", (64, 64))
+    w = b.input("w", (64, 64))
+    wide_ = b.call("aten.exp", (x,))
+    other = b.call("aten.sin", (x,))
+    doubled = b.call("aten.mul.Tensor", (wide_, other))
+    made = b.call("aten.mm", (doubled, w))
+    b.output(made)
+    program = b.build()
+    fusion = Fusion(program)
+    absent = {s.node.name for s in fusion.absent}
+    assert absent == {wide_.name, other.name}
+    assert {s.node.name for s in fusion.reads[doubled.producer]} == {"x"}
+    assert fused_liveness(program).peak_bytes == 2 * 64 * 64 * 4 < liveness(program).peak_bytes
+
+
+def test_the_ladder_needs_a_backward() -> None:
+    with pytest.raises(air.PipelineError, match="no differentiate, remat"):
+        rungs(parse_pipeline("canonicalize,pad-tokens"), 64)
+
+
+def test_a_budget_that_nothing_meets_names_the_least_peak(predictions: list[tuple[object, air.PassResult]]) -> None:
+    with pytest.raises(air.UnsupportedError, match=r"the least is 0\.\d+ GiB \(loss and MLPs"):
+        fitting(iter(predictions), 1 << 20)  # type: ignore[arg-type]
+
+
+def test_every_rung_is_exact() -> None:
+    model, batch = wide()
+    reference = DenseReference.of(model, batch)
+    for _, result in plan(reference.program, {"sp": 2}, default()):
+        reference.check(result.program)
+
+
+@pytest.mark.parametrize("factor", [10.0, 0.9])
+def test_a_step_within_a_budget_equals_dense(factor: float, caplog: pytest.LogCaptureFixture) -> None:
+    model, batch = wide(length=256)
+    loss = model(**batch)
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    passes = parse_pipeline(default_pipeline())
+    first, _ = next(plan(air.capture(model, batch), {"sp": 1}, passes, fused=False))
+    with caplog.at_level("INFO", logger="autosp_ir.emit"):
+        step = air.parallelize(model, batch, backend="aot_eager", memory_budget=first.peak_bytes * factor)
+    assert ("default" in caplog.text) == (factor > 1)
+    step(**batch).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_budget_goes_with_no_pipeline_and_not_with_eager() -> None:
+    model, batch = wide()
+    with pytest.raises(air.PipelineError, match="both a pipeline and a memory_budget"):
+        air.parallelize(model, batch, memory_budget=1e9, pipeline="canonicalize")
+    with pytest.raises(air.PipelineError, match="memory_budget needs the backward"):
+        air.parallelize(model, batch, memory_budget=1e9, backend="eager")
+    with pytest.raises(air.PipelineError, match="is none"):
+        air.parallelize(model, batch, memory_budget=0, backend="aot_eager")
+    with pytest.raises(air.UnsupportedError, match="no pipeline keeps a step within"):
+        air.parallelize(model, batch, memory_budget=1e3, backend="aot_eager")
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**LLAMA, "num_hidden_layers": 1}))
+    arguments = ["plan", str(path), "--length", "32768", "--dtype", "bfloat16", "--gpus", "2", "--memory", "0.15"]
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert shown.exit_code == 0, shown.output
+    assert "loss and MLPs in chunks" in shown.stdout and "early-loss-gradient" in shown.stdout.splitlines()[-1]
+    found = CliRunner().invoke(app, [*arguments[:-2], "--memory", "0.001", "--json"])
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["fits"] is None and len(json.loads(found.stdout)["pipelines"]) == 4
+    refused = CliRunner().invoke(app, [*arguments, "--device", "abacus"])
+    assert refused.exit_code and "no device 'abacus'" in str(refused.exception)
