@@ -86,7 +86,8 @@ def check_agreement(axis: str, everyone: Sequence[str]) -> None:
             f"rank(s) {list(refused)} of axis {axis!r} did not begin the step; rank {rank}: {reason}",
             hint="see the error of that rank; every rank must pass the same full batch in the same state",
         )
-    names = sorted({name for told in ranks for name in told})
+    # Another batch or setting makes another program: the cause comes first.
+    names = sorted({name for told in ranks for name in told}, key=lambda name: (name == PROGRAM, name))
     differing = [text for name in names if (text := _difference(name, ranks))]
     if not differing:
         return
