@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from autosp_ir.errors import RuntimeMismatchError
+from autosp_ir.ir.graph import map_values
+from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.program import Program
 
 _PRIME = 1_000_003
 _CHUNK = 1 << 22
@@ -35,6 +39,20 @@ def describe(tensors: Mapping[str, Tensor], content: bool, prefix: str = "") -> 
         prefix + name: (f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}", found)
         for (name, tensor), found in zip(tensors.items(), prints, strict=True)
     }
+
+
+def collectives_of(program: Program) -> str:
+    """A digest of the collectives of a program, in order: ranks that differ in it would mix up each other's messages.
+
+    Args:
+        program: As emitted; what it computes between its collectives does not count.
+    """
+    told = hashlib.sha256()
+    for node in program.graph.nodes:
+        if node.op.has(Trait.COLLECTIVE) or "c10d" in node.op.name:
+            arguments = map_values((node.args, dict(node.kwargs)), lambda value: str(value.type))
+            told.update(f"{node.phase} {node.op.name} {arguments} {[str(v.type) for v in node.results]}\n".encode())
+    return told.hexdigest()[:12]
 
 
 def refusal(error: BaseException) -> Told:
@@ -68,7 +86,8 @@ def check_agreement(axis: str, everyone: Sequence[str]) -> None:
             f"rank(s) {list(refused)} of axis {axis!r} did not begin the step; rank {rank}: {reason}",
             hint="see the error of that rank; every rank must pass the same full batch in the same state",
         )
-    names = sorted({name for told in ranks for name in told})
+    # Another batch or setting makes another program: the cause comes first.
+    names = sorted({name for told in ranks for name in told}, key=lambda name: (name == PROGRAM, name))
     differing = [text for name in names if (text := _difference(name, ranks))]
     if not differing:
         return
@@ -99,6 +118,11 @@ def _hint(axis: str, differing: Sequence[str]) -> str:
             "they would draw different dropout masks where they must draw the same: call torch.manual_seed(seed) with "
             f"one seed on every rank of a {axis!r} group, and draw nothing between steps on some ranks only"
         )
+    if all(text.startswith(PROGRAM) for text in differing):
+        return (
+            f"every rank of one {axis!r} group must run the same programs in the same order, built with the same "
+            "pipeline and settings"
+        )
     if all(text.startswith(PARAMETER) for text in differing):
         return (
             "give every rank the same weights before its first step: seed before building, or load or broadcast them; "
@@ -109,6 +133,9 @@ def _hint(axis: str, differing: Sequence[str]) -> str:
         "seed the sampler by data-parallel rank"
     )
 
+
+PROGRAM = "the program"
+"""Names the program itself; no input can be called so."""
 
 GENERATOR = "the generator of "
 """In front of the devices of random generators."""
@@ -132,4 +159,15 @@ def fingerprint(tensor: Tensor) -> Tensor:
     return total
 
 
-__all__ = ["GENERATOR", "PARAMETER", "Told", "check_agreement", "describe", "encoded", "fingerprint", "refusal"]
+__all__ = [
+    "GENERATOR",
+    "PARAMETER",
+    "PROGRAM",
+    "Told",
+    "check_agreement",
+    "collectives_of",
+    "describe",
+    "encoded",
+    "fingerprint",
+    "refusal",
+]

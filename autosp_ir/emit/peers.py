@@ -24,6 +24,7 @@ class Line:
         name: Name of the process group, the same on all of them.
         ranks: Their global ranks.
         calls: Steps begun.
+        programs: How many programs have begun a step here; all ranks run them in one order.
         talks: Exchanges begun, of which each step has at least one.
         moves: Times that this rank has entered or left a part of a step; all ranks make the same moves.
         place: Where this rank is.
@@ -34,6 +35,7 @@ class Line:
     name: str
     ranks: tuple[int, ...]
     calls: int = 0
+    programs: int = 0
     talks: int = 0
     moves: int = 0
     place: str = "before its first step"

@@ -15,7 +15,7 @@ from autosp_ir.capture.autocast import Autocast
 from autosp_ir.capture.facts import facts_of
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.comm.random_masks import generator_state
-from autosp_ir.emit.agreement import GENERATOR, PARAMETER, describe
+from autosp_ir.emit.agreement import GENERATOR, PARAMETER, PROGRAM, collectives_of, describe
 from autosp_ir.emit.draws import dropout_probabilities, shared_generators
 from autosp_ir.emit.step import EmittedStep
 from autosp_ir.emit.team import Team
@@ -43,6 +43,8 @@ class ProgramRunner:
         self._step = step
         self._batch_content = batch_content
         self._agreed = False
+        self._number: str | None = None
+        self._collectives = collectives_of(program)
         self._shared = shared_generators(program)
         self._compared: set[int] = set()
         self._names = [s.target for s in program.signature.inputs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
@@ -76,6 +78,8 @@ class ProgramRunner:
             "torch.is_grad_enabled": str(torch.is_grad_enabled()),
         }
         told |= {name: (value, None) for name, value in settings.items()}
+        number = self._number or self.team.next_number()
+        told[PROGRAM] = (f"number {number} of those run, collectives {self._collectives}", None)
         weights = {n: tensors[n] for n in self._expected}
         version = sum(w._version for w in weights.values())
         if len(self._compared) < self._compares and version not in self._compared and self.team.several:
@@ -84,6 +88,9 @@ class ProgramRunner:
             # Every step: a rank that drew a number of its own in between would go wrong in silence.
             told |= describe({str(d): generator_state(d) for d in self._shared}, True, GENERATOR)
         self.team.agree(told)
+        if self._number is None:
+            self._number = number
+            self.team.count_program()
         self._agreed = True
         self._compared.add(version)
         return info.rebuild(self._step(tensors, inputs))

@@ -17,7 +17,7 @@ from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint, split_joint
 from autosp_ir.emit.team import Team
 from autosp_ir.errors import RuntimeMismatchError
-from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, Program, Signature, Stage
+from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program, Signature, Stage
 
 Compiler = Callable[[SplitJoint], StepGraphs]
 """Turns the halves of a step into boxed callables."""
@@ -161,6 +161,7 @@ class _SplitFunction:
         self._saved_names = [s.name for s in split.forward.signature.outputs if s.kind is OutputKind.SAVED]
         self._backward_inputs = list(split.backward.signature.inputs) if split.backward is not None else []
         self._gradients = self._gradient_positions(split.backward)
+        self._tangents = {s.target for s in self._backward_inputs if s.kind is InputKind.TANGENT}
 
     @property
     def differentiable(self) -> bool:
@@ -171,6 +172,10 @@ class _SplitFunction:
     def checked(self) -> bool:
         """Whether outputs and gradients are checked to be finite."""
         return self._finite is not None
+
+    def takes_gradient_of(self, output: OutputSpec) -> bool:
+        """Whether the backward reads a gradient of this output: not of a detached one, nor of a buffer's new value."""
+        return output.kind is OutputKind.USER_OUTPUT and output.target in self._tangents
 
     def _positions(self, program: Program) -> list[int]:
         index = {key: i for i, key in enumerate(self._order)}
@@ -271,7 +276,10 @@ class _TrainingStep(torch.autograd.Function):
         ctx.inputs = function.kept_inputs()
         ctx.save_for_backward(*(flat[i] for i in ctx.inputs), *tensors)
         values = tuple(_fresh(v, flat) for v in values)
-        ctx.mark_non_differentiable(*[v for v in values if isinstance(v, Tensor) and not v.is_floating_point()])
+        specs = zip(function.outputs, values, strict=True)
+        ctx.mark_non_differentiable(
+            *[v for s, v in specs if isinstance(v, Tensor) and not function.takes_gradient_of(s)]
+        )
         ctx.dtypes = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else None for v in values]
         ctx.set_materialize_grads(False)
         return values
@@ -283,7 +291,7 @@ class _TrainingStep(torch.autograd.Function):
         tangents = {
             spec.target: _tangent(grad, described)
             for spec, grad, described in zip(function.outputs, grads, ctx.dtypes, strict=True)
-            if described is not None
+            if described is not None and function.takes_gradient_of(spec)
         }
         flat = dict(zip(ctx.inputs, ctx.saved_tensors, strict=False)) if function.checked else {}
         gradients = function.gradients(_take_arguments(ctx, tangents))

@@ -58,6 +58,15 @@ class Team:
         for axis, line in self._lines().items():
             check_agreement(axis, self._exchanged(line, encoded(told)))
 
+    def next_number(self) -> str:
+        """The number that a program has which begins its first step now: how many have done so before, by axis."""
+        return ", ".join(str(line.programs + 1) for line in self._lines().values())
+
+    def count_program(self) -> None:
+        """A program has begun its first step: all ranks agreed to."""
+        for line in self._lines().values():
+            line.programs += 1
+
     def tell(self, told: str) -> list[str]:
         """Exchange a text with all ranks of the first group; the texts in rank order, this one's alone if none."""
         for line in self._lines().values():

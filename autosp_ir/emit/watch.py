@@ -27,7 +27,7 @@ from autosp_ir.emit.peers import SILENCE, Line, Peer, brief, fault, is_communica
 from autosp_ir.emit.whereabouts import whereabouts, work_clock
 from autosp_ir.errors import RankFailureError
 
-_BEAT, _GRACE, _LINGER = 0.5, 2.0, 2.0
+_BEAT, _GRACE, _LINGER, _FAREWELL = 0.5, 2.0, 2.0, 5.0
 _FIRST_PAUSE, _LAST_PAUSE = 2e-5, 0.02
 _OBITUARY = "obituary"
 _HINT = "see the log of the rank named, and start the job again from its last checkpoint"
@@ -89,8 +89,9 @@ class Watch:
         if sys.excepthook == self._uncaught:
             sys.excepthook = self._hook
         atexit.unregister(self.stop)
-        # A thread that is inside of the store while the interpreter ends would abort the process.
-        self._thread.join(2 * _BEAT)
+        # A thread that is inside of the store while the interpreter ends would abort the process. It makes up to five
+        # calls in a row, each of which may take a second on a store that many ranks or a busy machine slow down.
+        self._thread.join(_FAREWELL)
         if not told:
             return
         with contextlib.suppress(RuntimeError, OSError):

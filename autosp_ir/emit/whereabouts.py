@@ -24,7 +24,11 @@ def work_clock(thread: int) -> float:
         thread: From `threading.get_ident()`.
     """
     frame = sys._current_frames().get(thread)
-    in_torch = frame is not None and frame.f_code.co_filename.startswith(_TORCH)
+    if frame is None:
+        # It has ended, and its clock with it: asking for that one fails, and a watch that fails is silent, which the
+        # others take for death. Whatever goes on in the process counts.
+        return round(time.process_time(), 1)
+    in_torch = frame.f_code.co_filename.startswith(_TORCH)
     if in_torch or not hasattr(time, "pthread_getcpuclockid"):
         return time.monotonic()
     return round(time.clock_gettime(time.pthread_getcpuclockid(thread)), 1)

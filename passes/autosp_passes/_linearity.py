@@ -58,8 +58,11 @@ def is_linear(node: Node, varying: Collection[Value]) -> bool:
     """
     name, operands = node.op.name, node.operands
     moving = [v in varying for v in operands]
-    if name == "autosp.unchunk" or name in _SUMS:
+    if name == "autosp.unchunk":
         return all(moving)
+    if name in _SUMS:
+        # Not `x + 1`, whose one operand moves.
+        return moving == [True, True]
     if name in _PRODUCTS:
         return sum(moving) == 1
     if name == "autosp.addmm_float32":

@@ -31,6 +31,7 @@ class LossRegion:
 
     def __init__(self, program: Program, tangent: Value) -> None:
         self._parts = chunk_parts(program)
+        self._tiled = "tiled" in program.facts
         self._tangent = tangent
         self.culprit: Node | None = None
         self.scale = tangent
@@ -53,6 +54,8 @@ class LossRegion:
         if not _is_number(self._tangent):
             return "an output of more than one number: its gradient has to be there first"
         if len(self.chunks) < 2:
+            if self._tiled:
+                return "its backward does not run in chunks: its tokens are not summed inside the chunks of tile"
             return "its backward does not run in chunks: run tile before differentiate"
         inside = set(self.nodes)
         for node in self.nodes:

@@ -68,7 +68,9 @@ class _Mover:
         self._known: dict[str, Value] = {}
         self._copies: dict[Value, Value] = {}
         self._number_forward()
-        self._end = next(n for n in program.graph.nodes if n.phase is not Phase.FORWARD or n.op.kind == "output")
+        # The tangents, which no phase orders, may stand in front of the whole forward.
+        behind = (n for n in program.graph.nodes if n.phase is not Phase.FORWARD and n.op.kind != "placeholder")
+        self._end = next(behind, program.graph.output_node)
         read = self._values_read()
         self._chunked = self._chunk_nodes(read)
         self._behind = _downstream(self._chunked) - self._chunked
@@ -91,7 +93,11 @@ class _Mover:
         kind = scale.tensor_type
         with self._rewriter.before(self._end):
             one = self._rewriter.create(
-                "aten.full", ([], 1.0), {"dtype": kind.dtype, "device": kind.device}, type=kind, phase=Phase.FORWARD
+                "aten.full",
+                (list(kind.shape), 1.0),
+                {"dtype": kind.dtype, "device": kind.device},
+                type=kind,
+                phase=Phase.FORWARD,
             )
         self._copies[scale] = one
         order = {chunk: place for place, chunk in enumerate(self._region.chunks)}
@@ -188,10 +194,14 @@ class _Mover:
         """The rest of the backward reads the copy, times the number."""
         outside = [u for u in value.users if u not in set(self._region.nodes)]
         order = self._rewriter.graph.index()
+        scale = self._region.scale
         with self._rewriter.before(min(outside, key=order.__getitem__)):
+            if scale.tensor_type.ndim:
+                # A loss of shape [1] would decide the shape and the dtype of the product.
+                scale = self._rewriter.create("aten.view", (scale, []), phase=Phase.BACKWARD)
             scaled = self._rewriter.create(
                 "aten.mul.Tensor",
-                (self._copies[value], self._region.scale),
+                (self._copies[value], scale),
                 type=value.type,
                 phase=Phase.BACKWARD,
                 origin_from=value.producer,

@@ -53,6 +53,28 @@ def weights_that_differ(rank: int, world: int) -> dict[str, Met]:
     return {"seeds": met(lambda: seeds(**batch)), "gradients": met(lambda: external(**batch))}
 
 
+def programs_that_differ(rank: int, world: int) -> dict[str, Met]:
+    """Two models over the same batch, run in another order on the last rank, and a pipeline of its own there."""
+    model, batch = _built()
+    other, _ = build("llama-gqa", length=16, num_hidden_layers=1, seed=1)
+    last = rank == world - 1
+    actor, critic = (air.parallelize(m, batch, backend="aot_eager") for m in (model, other))
+    one, two = (critic, actor) if last else (actor, critic)
+    found = {}
+    for step in (actor, critic):
+        step(**batch)
+    found["order"] = met(lambda: one(**batch))
+    found["order again"] = met(lambda: two(**batch))
+    found["after"] = met(lambda: [step(**batch) for step in (critic, actor)])
+    fused = air.DEFAULT_PIPELINE.replace("ulysses", "ulysses{fuse=qkv}")
+    mixed = air.parallelize(model, batch, backend="aot_eager", pipeline=fused if last else air.DEFAULT_PIPELINE)
+    found["pipeline"] = met(lambda: mixed(**batch))
+    # A rank may build what it never runs.
+    spare = [air.parallelize(model, batch, backend="aot_eager") for _ in range(1 + last)]
+    found["spare"] = met(lambda: spare[-1](**batch))
+    return found
+
+
 class Root(nn.Module):
     """A token-wise layer whose value, or only whose derivative, is not finite for a token of zeros."""
 

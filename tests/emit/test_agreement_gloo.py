@@ -20,6 +20,16 @@ def test_batches_that_differ_after_the_first_step() -> None:
         assert "input_idz on rank(s) [1] ([1, 16] int64, not absent)" in found["argument"][1]
 
 
+def test_programs_that_differ() -> None:
+    """The batch is the same and so is every check of it: their collectives would pass for each other's."""
+    for found in run_ranks(agreeing.programs_that_differ, 2):
+        for name in ("order", "order again", "pipeline"):
+            kind, text = found[name]
+            assert kind == "RuntimeMismatchError", found
+            assert "the program on rank(s) [1]" in text, text
+        assert found["after"][0] == found["spare"][0] == "", found
+
+
 def test_weights_that_differ() -> None:
     for found in run_ranks(agreeing.weights_that_differ, 2):
         for name, words in (("seeds", "same weights"), ("gradients", "averaged over the ranks")):

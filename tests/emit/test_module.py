@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import autosp_ir as air
 from autosp_ir.emit.parallelize import Backend
@@ -170,3 +170,39 @@ def test_emit_finishes_a_forward_program() -> None:
     for backend in _BACKENDS:
         _, found = measure(model, program.emit(backend=backend), batch)
         assert largest_error(found, expected) <= 1e-5
+
+
+class Logged(nn.Module):
+    """A loss, and numbers for the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.loss: Tensor
+        self.register_buffer("loss", torch.zeros(()))
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        x = self.embed(input_ids)
+        loss = x.square().mean()
+        self.loss.copy_(loss.detach())
+        return {"loss": loss, "logged": loss.detach(), "peak": x.detach().amax(), "norm": x.norm()}
+
+
+@pytest.mark.parametrize("backend", _BACKENDS)
+def test_what_the_model_detaches_asks_for_no_gradient(backend: Backend) -> None:
+    """As in the model, where adding it to the loss changes nothing and calling its backward fails."""
+    model, batch = Logged(), {"input_ids": torch.arange(16)[None]}
+    names = ["loss", "logged", "peak", "norm"]
+    program = air.capture(model, batch, outputs=names)
+    pipeline = "canonicalize" if backend == "eager" else "canonicalize,differentiate,remat,lower-comm"
+    step = air.PassManager(pipeline).run(program, mesh={}).program.emit(backend=backend)
+    results: list[Tensor] = []
+    for module in (model, step):
+        out = module(**batch)
+        assert {n for n in names if out[n].requires_grad} == {"loss", "norm"}
+        (out["loss"] * out["logged"] + out["peak"] + 0.1 * out["norm"]).backward()
+        grad = model.embed.weight.grad
+        assert grad is not None
+        results.append(grad.clone())
+        model.zero_grad()
+    torch.testing.assert_close(*results)

@@ -12,18 +12,21 @@ from torch import Tensor, nn
 import autosp_ir as air
 from autosp_ir.ir.graph import Node, Phase
 from autosp_ir.testing import DenseReference
+from autosp_passes._linearity import is_linear
 from tests.models import build
 from tests.passes.test_tile import CUT, Wide, wide
 
 torch.set_num_threads(1)
 
 
-def early(program: air.Program, ranks: int = 1, decompose: bool = True, chunks: int = 4) -> air.PassResult:
+def early(
+    program: air.Program, ranks: int = 1, decompose: bool = True, chunks: int = 4, remat: str = "aggressive=true"
+) -> air.PassResult:
     front = "canonicalize" if ranks == 1 else CUT
     sync = "" if ranks == 1 else ",grad-sync"
     pipeline = (
         f"{front},tile{{wide=1.5 chunks={chunks}}},differentiate{{decompose={str(decompose).lower()}}},"
-        f"remat{{aggressive=true}},early-loss-gradient{sync},lower-comm"
+        f"remat{{{remat}}},early-loss-gradient{sync},lower-comm"
     )
     return air.PassManager(pipeline).run(program, mesh={"sp": ranks} if ranks > 1 else {})
 
@@ -112,6 +115,75 @@ def test_other_losses_stay_exact(kind: type[Wide], ranks: int) -> None:
     _, batch = wide()
     reference = DenseReference.of(kind(), batch)
     reference.check(early(reference.program, ranks).program)
+
+
+class Shaped(Wide):
+    """A loss of one number that is no scalar."""
+
+    shape: tuple[int, ...] = (1,)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(input_ids, labels).reshape(self.shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "dtype"),
+    [
+        ((1,), 1, torch.float32),
+        ((1, 1, 1), 2, torch.float32),
+        ((1,), 1, torch.bfloat16),
+        ((1, 1, 1), 1, torch.bfloat16),
+    ],
+)
+def test_a_loss_of_one_number_may_have_dimensions(shape: tuple[int, ...], ranks: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    _, batch = wide()
+    model = Shaped().to(dtype)
+    model.shape = shape
+    reference = DenseReference.of(model, batch)
+    result = early(reference.program, ranks)
+    assert result.statistics["early-loss-gradient"] == {"chunks": 4}
+    reference.check(result.program)
+
+
+@pytest.mark.parametrize("policy", ["save-all", "autosp-sac", "min-cut", "budget fraction=1.0 device=cpu seconds=1"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_policy_of_remat_may_stand_in_front(policy: str, ranks: int) -> None:
+    model, batch = wide()
+    reference = DenseReference.of(model, batch)
+    result = early(reference.program, ranks, remat=f"policy={policy}")
+    assert result.statistics["early-loss-gradient"] == {"chunks": 4}
+    reference.check(result.program)
+
+
+class Focal(Wide):
+    """What is summed is not what the chunks compute."""
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        logits = self.head(self.embed(input_ids)).flatten(0, 1)
+        losses = torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="none")
+        return ((1 - (-losses).exp()) ** 2 * losses).mean()
+
+
+def test_the_remark_of_a_tiled_loss_does_not_ask_for_tile() -> None:
+    result = early(air.capture(Focal(), wide()[1]))
+    [remark] = [r for r in result.remarks if r.pass_name == "early-loss-gradient"]
+    assert "run tile" not in remark.message
+    assert "not summed inside" in remark.message
+
+
+class Shifted(nn.Module):
+    """A constant is added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+def test_a_sum_with_a_number_is_not_linear() -> None:
+    """It is affine: twice the operand is not twice the result."""
+    program = air.capture(Shifted(), {"x": torch.rand(1, 8)}, seq_dims={"x": 1})
+    [node] = [n for n in program.graph.nodes if n.is_op("aten.add.Tensor")]
+    assert not is_linear(node, set(node.operands))
 
 
 def test_a_loss_whose_gradient_reads_the_loss_stays_where_it_is() -> None:
