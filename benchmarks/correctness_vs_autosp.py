@@ -29,6 +29,10 @@ _STARTUP = 120.0
 """Seconds that importing may take."""
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the rows as JSON.")] = None,
     cases: Annotated[str, typer.Option(help="Numbers of cases, by comma; empty for all of them.")] = "",
@@ -90,4 +94,4 @@ def _described() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

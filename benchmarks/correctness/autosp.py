@@ -7,6 +7,7 @@ asked about, under AOTAutograd with the partitioner that AutoSP patches, without
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -47,14 +48,19 @@ def measure(case: Case) -> Row:
 
 
 def refuses(error: BaseException) -> bool:
-    """Whether an error was raised on purpose by DeepSpeed's own code, and not by something that it ran into."""
+    """Whether DeepSpeed's own code raised an error on purpose, rather than running into it."""
     error = getattr(error, "inner_exception", error)
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
-    deliberate = isinstance(error, RuntimeError | ValueError | NotImplementedError)
-    return deliberate and str(module).startswith("deepspeed.")
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    if step is None or isinstance(error, AssertionError):
+        return False
+    # A check that it puts into the graph is raised by torch.
+    if str(error).startswith("AutoSP "):
+        return True
+    module = str(step.tb_frame.f_globals.get("__name__", ""))
+    statement = linecache.getline(step.tb_frame.f_code.co_filename, step.tb_lineno)
+    return module.startswith("deepspeed.") and statement.strip().startswith("raise ")
 
 
 class _Sent:

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.correctness import models
-from benchmarks.correctness.models import Attention, Checkpointed, Convolution, Decoder, Flat, Mixed, Positions, llama
+from benchmarks.correctness.models import (
+    Attention,
+    Checkpointed,
+    Convolution,
+    Decoder,
+    Flat,
+    Grouped,
+    Mixed,
+    Positions,
+    llama,
+)
 
 Batch = dict[str, Tensor]
 Measure = Literal["gradients", "redrawn masks", "repeated collectives", "second program"]
@@ -113,7 +123,8 @@ CASES: tuple[Case, ...] = (
     Case("33 tokens on 2 ranks", _one, plain(33)),
     Case("bytes with as many K/V heads as query heads", lambda: llama(8, 8), causal(), bytes=True),
     Case("bytes with 8 query and 2 K/V heads", lambda: llama(8, 2), causal(), bytes=True),
-    Case("one K/V head", lambda: llama(4, 1), causal(), bytes=True),
+    Case("bytes with 4 query heads and one K/V head", lambda: llama(4, 1), causal(), bytes=True),
+    Case("one K/V head that torch's attention shares out", _decoder(lambda: Grouped(1)), plain()),
     Case("attention inside a checkpoint", _decoder(lambda: Checkpointed(Attention())), plain()),
     Case("one of two attentions inside a checkpoint", _decoder(Attention, lambda: Checkpointed(Attention())), plain()),
     Case(

@@ -72,6 +72,28 @@ class Attention(nn.Module):
         return self.function(self.q(x), self.k(x), self.v(x))
 
 
+class Grouped(nn.Module):
+    """Attention with fewer key and value heads, which torch's attention shares out (`enable_gqa`).
+
+    Args:
+        kv_heads: Key and value heads.
+    """
+
+    def __init__(self, kv_heads: int) -> None:
+        super().__init__()
+        self.q = nn.Linear(WIDTH, WIDTH)
+        self.k, self.v = (nn.Linear(WIDTH, kv_heads * WIDTH // HEADS) for _ in range(2))
+        self.kv_heads = kv_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over `[B, S, C]`."""
+        k, v = (
+            y.view(y.shape[0], y.shape[1], self.kv_heads, WIDTH // HEADS).transpose(1, 2)
+            for y in (self.k(x), self.v(x))
+        )
+        return merged(F.scaled_dot_product_attention(split(self.q(x)), k, v, is_causal=True, enable_gqa=True))
+
+
 class Mixed(nn.Module):
     """A linear layer behind something that reads other tokens.
 
