@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from functorch.compile import default_partition, min_cut_rematerialization_partition, nop
 from torch import nn
 
 from benchmarks.correctness.cases import Batch, Case
@@ -112,12 +114,29 @@ def _passes_alone(graph: Any, inputs: Any) -> Callable[..., Any]:
     return forward
 
 
-def _with_rematerialisation(graph: Any, inputs: Any) -> Callable[..., Any]:
-    from torch._dynamo.backends.debugging import aot_eager_decomp_partition
+def _partitioned(partition: Callable[..., Any]) -> Backend:
+    """The passes, then forward and backward as `partition` cuts them, after Inductor's decompositions."""
 
-    _passes_alone(graph, inputs)
-    partitioned: Callable[..., Any] = aot_eager_decomp_partition(graph, inputs)
-    return partitioned
+    def compile_graph(graph: Any, inputs: Any) -> Callable[..., Any]:
+        from torch._dynamo.backends.common import aot_autograd
+        from torch._inductor.compile_fx import select_decomp_table
+
+        _passes_alone(graph, inputs)
+        compiler = aot_autograd(
+            fw_compiler=nop, bw_compiler=nop, decompositions=select_decomp_table, partition_fn=partition
+        )
+        compiled: Callable[..., Any] = compiler(graph, inputs)
+        return compiled
+
+    return compile_graph
+
+
+def _rematerialised() -> Backend:
+    """Torch's partitioner as AutoSP patches it."""
+    from deepspeed.compile.passes.long_context_checkpointing import register_long_context_checkpointing
+
+    register_long_context_checkpointing()
+    return _partitioned(partial(min_cut_rematerialization_partition, compiler="inductor"))
 
 
 def _gradients(case: Case) -> Row:
@@ -129,13 +148,9 @@ def _gradients(case: Case) -> Row:
 
 
 def _redrawn_masks(case: Case) -> Row:
-    from deepspeed.compile.passes.long_context_checkpointing import register_long_context_checkpointing
-
     model, batch = case.build()
     steps = []
-    for backend in (_passes_alone, _with_rematerialisation):
-        if backend is _with_rematerialisation:
-            register_long_context_checkpointing()
+    for backend in (_partitioned(default_partition), _rematerialised()):
         torch._dynamo.reset()
         torch.manual_seed(dist.get_rank())
         with _Sent() as sent:
@@ -144,12 +159,9 @@ def _redrawn_masks(case: Case) -> Row:
 
 
 def _repeated_collectives(case: Case) -> Row:
-    from deepspeed.compile.passes.long_context_checkpointing import register_long_context_checkpointing
-
     model, batch = case.build()
-    register_long_context_checkpointing()
     with _Sent() as sent:
-        _step(model, batch, _with_rematerialisation, sent)
+        _step(model, batch, _rematerialised(), sent)
     return {"all_to_alls": sent.calls}
 
 

@@ -38,9 +38,9 @@ class Case:
         model: Makes the model; called with a fixed seed.
         batch: Makes the batch, what `forward` takes by name.
         ranks: Number of ranks.
-        measure: "gradients" against the dense model. "redrawn masks": gradients with rematerialisation against those
-            without it. "repeated collectives": all-to-alls of forward and backward. "second program": two in one
-            process.
+        measure: "gradients" against the dense model. "redrawn masks": gradients with rematerialisation; for AutoSP
+            against its own without it, from the same seeds, since its masks are not those of the dense model.
+            "repeated collectives": all-to-alls of forward and backward. "second program": two in one process.
         bytes: Whether the bytes of the all-to-alls are part of the row.
     """
 
@@ -129,7 +129,7 @@ CASES: tuple[Case, ...] = (
     Case("one of two attentions inside a checkpoint", _decoder(Attention, lambda: Checkpointed(Attention())), plain()),
     Case(
         "dropout, rematerialised",
-        _decoder(Attention, lambda: nn.Sequential(nn.Linear(models.WIDTH, models.WIDTH), nn.GELU(), nn.Dropout(0.1))),
+        _decoder(Attention, models.DroppedOut),
         plain(_LONG, 1),
         measure="redrawn masks",
     ),

@@ -139,6 +139,20 @@ class Flat(nn.Module):
         return out.reshape(b, t, c)
 
 
+class DroppedOut(nn.Module):
+    """A feed-forward with dropout between its two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, S, C]` to the same."""
+        out: Tensor = self.down(self.dropout(F.gelu(self.up(x))))
+        return out
+
+
 class Positions(nn.Module):
     """Learned positions, numbered by `arange(T)`."""
 
