@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from benchmarks.correctness.cases import CASES
@@ -52,9 +51,9 @@ def main(
     for side in sides.split(","):
         for number, row in _run(side, numbers, limit).items():
             rows[numbers.index(number)][side] = row
+        if output is not None:
+            output.write_text(json.dumps({**_described(), "cases": rows}, indent=1, ensure_ascii=False) + "\n")
     print(markdown(rows))
-    if output is not None:
-        output.write_text(json.dumps({**_described(), "cases": rows}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _run(side: str, numbers: list[int], limit: float) -> dict[int, Row]:
@@ -87,7 +86,7 @@ def _described() -> dict[str, Any]:
             versions[package] = ""
     return {
         "command": shlex.join(["python", "-m", "benchmarks.correctness_vs_autosp", *sys.argv[1:]]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread a process",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, one thread a process",
         "python": platform.python_version(),
         "versions": versions,
     }

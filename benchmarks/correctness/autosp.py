@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from functorch.compile import default_partition, min_cut_rematerialization_partition, nop
 from torch import nn
+from torch._functorch.compilers import nop
+from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
 
 from benchmarks.correctness.cases import Batch, Case
 from benchmarks.correctness.compare import Row, Step, dense_step, errors, gradients_of, loss_of
@@ -119,7 +120,7 @@ def _partitioned(partition: Callable[..., Any]) -> Backend:
 
     def compile_graph(graph: Any, inputs: Any) -> Callable[..., Any]:
         from torch._dynamo.backends.common import aot_autograd
-        from torch._inductor.compile_fx import select_decomp_table
+        from torch._inductor.decomposition import select_decomp_table
 
         _passes_alone(graph, inputs)
         compiler = aot_autograd(

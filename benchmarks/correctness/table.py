@@ -32,7 +32,9 @@ def described(side: dict[str, Any]) -> str:
 def _outcome(side: dict[str, Any]) -> str:
     outcome = side["outcome"]
     if "message" in side:
-        return f"**{outcome}**: {side['message']}".replace("|", "\\|")
+        # Torch adds the node that it was at.
+        message = side["message"].partition(" While executing ")[0]
+        return f"**{outcome}**: {message}".replace("|", "\\|")
     if outcome == "exact":
         return f"exact ({side['gradient_error']:.0e})"
     if outcome != "silent":
