@@ -129,3 +129,10 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path) -> None:
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         if cell["cell_type"] == "code":
             execute("".join(cell["source"]), f"{path.name}, cell {number}", variables)
+
+
+def test_every_test_that_the_page_on_correctness_names_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/correctness.md").read_text())
+    assert len(named) > 20
+    missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / path).read_text()]
+    assert missing == []

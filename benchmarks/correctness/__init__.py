@@ -1,0 +1,1 @@
+"""DeepSpeed AutoSP and ours on the same small models, loss and gradients against the dense model."""
