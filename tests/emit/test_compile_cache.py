@@ -9,7 +9,7 @@ import autosp_ir as air
 from tests.emit.steps import largest_error, measure
 from tests.models import build
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def saved_bytes(loss: torch.Tensor) -> int:

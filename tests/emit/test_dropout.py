@@ -29,7 +29,7 @@ def test_ranks_draw_what_the_dense_model_draws(backend: str) -> None:
 
 
 @pytest.mark.gloo
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_ranks_draw_what_the_dense_model_draws() -> None:
     for found in run_ranks(draws.dense_masks, 2, "inductor", timeout=500.0):
         for loss, gradient, stands in found:

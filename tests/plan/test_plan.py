@@ -23,7 +23,7 @@ from tests.passes.test_tile import wide
 
 torch.set_num_threads(1)
 LLAMA = {
-    "model_type": "llama", "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+    "model_type": "llama", "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1,
     "num_attention_heads": 8, "num_key_value_heads": 4,
 }  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_a_budget_goes_with_no_pipeline_and_not_with_eager() -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({**LLAMA, "num_hidden_layers": 1}))
+    path.write_text(json.dumps(LLAMA))
     arguments = ["plan", str(path), "--length", "32768", "--dtype", "bfloat16", "--gpus", "2", "--memory", "0.15"]
     shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     assert shown.exit_code == 0, shown.output
