@@ -12,8 +12,10 @@ _TOLERANCE = 1e-5
 _MODELS = ("llama-mha", "llama-gqa", "llama-mqa", "llama-tied", "qwen3", "mistral", "gpt2", "plain")
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    ("backend", "world"),
+    [("eager", 2), ("aot_eager", 2), ("aot_eager", 4), pytest.param("eager", 4, marks=pytest.mark.long)],
+)
 def test_one_step_equals_dense(world: int, backend: str) -> None:
     shapes = [{"length": 32}, {"length": 33, "ignored": 9}, {"length": 33, "batch_size": 3}]
     cases = [(name, shapes[i % 3], {"backend": backend}) for i, name in enumerate(_MODELS)]
