@@ -229,8 +229,9 @@ def test_the_fake_mode_of_some_values() -> None:
 
 
 def test_a_model_with_fake_weights_takes_no_memory() -> None:
+    model = torch.nn.Linear(1 << 20, 1 << 20, device="meta")
     with _torch_compat.fake_mode_for_export():
-        model = torch.nn.Linear(1 << 20, 1 << 20, device="meta").to_empty(device="cpu")
+        model = model.to_empty(device="cpu")
     assert _torch_compat.is_fake(model.weight) and model.weight.device.type == "cpu"
 
 
