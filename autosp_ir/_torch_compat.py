@@ -19,7 +19,15 @@ from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode as _UntypedDispatchMode
+
+
+class TorchDispatchMode(_UntypedDispatchMode):
+    """Torch's dispatch mode, with a constructor that type checkers know."""
+
+    def __init__(self) -> None:
+        construct: Callable[[Any], None] = _UntypedDispatchMode.__init__
+        construct(self)
 
 
 def resolve_group_name(name: str) -> dist.ProcessGroup | None:

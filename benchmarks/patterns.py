@@ -6,8 +6,9 @@ The weights are fake: nothing is computed, and the graph has the real shapes.
 import json
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -54,9 +55,9 @@ _CHAINS = {
 }
 
 
-def drop(name: str, pattern: object) -> air.Rule:
+def drop(name: str, pattern: Callable[..., Any]) -> air.Rule:
     """A rule that replaces its pattern by the variable `x`, where their types are the same."""
-    made = air.rule(name)(pattern)  # type: ignore[arg-type]
+    made = air.rule(name)(pattern)
     made.where("the types are the same")(lambda x, match: match.root.result.type == x.type)
     made.replacement(lambda x: x)
     return made
@@ -89,19 +90,22 @@ def exact_rules() -> list[air.Rule]:
     return rules
 
 
+def _chain(inner: str, outer: str, end: str | None) -> Callable[[Any, Any], Any]:
+    def pattern(op: Any, x: Any) -> Any:
+        made = op.one_of(outer)(op.one_of(inner)(x, ...).shared(), ...)
+        made = made.commuted() if outer == "aten.mul.Tensor" else made
+        return made if end is None else op.one_of(end)(made.shared(), ...)
+
+    return pattern
+
+
 def searching_rules(count: int) -> list[air.Rule]:
     """Rules of two and three operations that look at common shapes of a decoder and are refused by a condition."""
     chains: list[tuple[str, str, str | None]] = [(inner, outer, None) for inner, outer in _CHAINS.items()]
     chains += [(*pair, end) for end in ("aten.mul.Tensor", "aten.view", "aten.add.Tensor") for pair in _CHAINS.items()]
     rules = []
     for inner, outer, end in chains[:count]:
-
-        def pattern(op, x, inner=inner, outer=outer, end=end):  # type: ignore[no-untyped-def]
-            made = op.one_of(outer)(op.one_of(inner)(x, ...).shared(), ...)
-            made = made.commuted() if outer == "aten.mul.Tensor" else made
-            return made if end is None else op.one_of(end)(made.shared(), ...)
-
-        rule = air.rule(f"search-{inner}-{outer}-{end}")(pattern)
+        rule = air.rule(f"search-{inner}-{outer}-{end}")(_chain(inner, outer, end))
         rule.where("never")(lambda: False)
         rule.replacement(lambda x: x)
         rules.append(rule)

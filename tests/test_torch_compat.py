@@ -59,7 +59,7 @@ def test_rejected_fake_operands_are_not_logged(caplog: pytest.LogCaptureFixture)
 def test_dispatch_modes_see_the_casts_of_autocast() -> None:
     class Seen(_torch_compat.TorchDispatchMode):
         def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
+            super().__init__()
             self.casts: list[torch.Tensor] = []
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -42,7 +42,7 @@ class Run:
 
 class _Observer(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.kernels: list[str] = []
         self.casts: list[tuple[Tensor, torch.dtype]] = []
 

@@ -18,6 +18,7 @@ CPU generator. A mask without `index` is the same on every rank that drew that n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,14 +56,7 @@ def check_rng(rng: str) -> None:
 
 
 def _state_shape(
-    after: Tensor | None,
-    shape: Sequence[int],
-    p: float,
-    rng: str = GLOBAL,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    unread: bool = False,
+    after: Tensor | None, shape: Sequence[int], p: float, rng: str = GLOBAL, *, device: torch.device, **_: Any
 ) -> Tensor:
     check_rng(rng)
     if rng == PER_RANK:
@@ -112,17 +106,7 @@ def _draw(shape: Sequence[int], p: float, device: torch.device, dtype: torch.dty
 
 
 def _mask_shape(
-    state: Tensor,
-    shape: Sequence[int],
-    p: float,
-    rng: str = GLOBAL,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    index: Tensor | None = None,
-    axis: str | None = None,
-    dim: int = 0,
-    outer: int = 1,
+    state: Tensor, shape: Sequence[int], p: float, rng: str = GLOBAL, *, device: torch.device, **_: Any
 ) -> Tensor:
     check_rng(rng)
     return torch.empty(shape, dtype=torch.bool, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -80,6 +81,12 @@ def function_by_name(name: str) -> Any | None:
     found = getattr(sympy, name, None)
     known = (sympy.Function, Relational, BooleanFunction)
     return found if isinstance(found, type) and issubclass(found, known) else None
+
+
+def floor_division(left: Any, right: Any) -> Any:
+    """`left // right` as torch's symbolic shapes write it."""
+    divide: Callable[[Any, Any], Any] = symbolic_functions()["FloorDiv"]
+    return divide(left, right)
 
 
 def _format(expr: sympy.Basic) -> tuple[str, int]:

@@ -11,7 +11,7 @@ import sympy
 import torch
 
 from autosp_ir.errors import AutoSPError, ParseError
-from autosp_ir.ir.expressions import function_by_name
+from autosp_ir.ir.expressions import floor_division, function_by_name
 from autosp_ir.ir.graph import Phase, Value
 from autosp_ir.ir.lexer import Lexer, Token
 from autosp_ir.ir.literals import TORCH_CONSTANTS, find_object
@@ -177,7 +177,7 @@ class Reader:
             elif mark == "/":
                 result = result / right
             else:
-                result = function_by_name("FloorDiv")(result, right)  # type: ignore[misc]
+                result = floor_division(result, right)
         return result
 
     def _signed(self) -> Any:

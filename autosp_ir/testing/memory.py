@@ -23,7 +23,7 @@ class StorageTracker(TorchDispatchMode):
     """
 
     def __init__(self, inputs: Iterable[Tensor] = ()) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet(x.untyped_storage() for x in inputs)
         self.live = 0
         self.peak: int = 0

@@ -8,10 +8,14 @@ import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 from benchmarks.gpu.launch import MARK
 from benchmarks.gpu.sizes import Sizes
@@ -128,9 +132,9 @@ def describe(error: BaseException) -> str:
     return "out of memory" if "out of memory" in text.lower() else f"{type(error).__name__}: {text}"[:600]
 
 
-def report(row: object) -> None:
+def report(row: DataclassInstance) -> None:
     """Print one row: a dataclass, as JSON behind `MARK`."""
-    print(MARK + json.dumps(asdict(row)), flush=True)  # type: ignore[call-overload]
+    print(MARK + json.dumps(asdict(row)), flush=True)
 
 
 def leave() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import sympy
@@ -122,8 +123,8 @@ def _program(make: Callable[[Tensor], Tensor], dynamic: bool) -> Program:
     return capture(Masks(make), (x,), dynamic=dynamic)
 
 
-def _number(value: object, symbols: dict[sympy.Symbol, int]) -> float:
-    return float(value.subs(symbols)) if isinstance(value, sympy.Expr) else float(value)  # type: ignore[arg-type]
+def _number(value: Any, symbols: dict[sympy.Symbol, int]) -> float:
+    return float(value.subs(symbols)) if isinstance(value, sympy.Expr) else float(value)
 
 
 def _at(known: IndexValue, index: Sequence[int], symbols: dict[sympy.Symbol, int]) -> float:

@@ -94,7 +94,7 @@ class Kernels(TorchDispatchMode):
     """What torch runs, with the dtypes of the operands; casts, views and copies left out."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from autosp_ir.capture import huggingface
@@ -125,7 +126,7 @@ def test_a_window_of_a_symbolic_length_stays_a_window() -> None:
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_any_attention_implementation_is_exchanged(implementation: str) -> None:
     model, batch = build("gpt2", length=16)
-    model.set_attn_implementation(implementation)  # type: ignore[operator]
+    cast(transformers.PreTrainedModel, model).set_attn_implementation(implementation)
     program = capture(model, batch)
     assert attributes(program) == {(True, None, False)}
     assert_same_step(model, program, batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sympy
 import torch
@@ -25,8 +27,8 @@ def place(**placements: Placement) -> Layout:
 class Small:
     """x [2, 8, 4] cut along its tokens, and a parameter w [4, 4]."""
 
-    def __init__(self, **settings: object) -> None:
-        self.b = ProgramBuilder(mesh={SP: 4}, **settings)  # type: ignore[arg-type]
+    def __init__(self, **settings: Any) -> None:
+        self.b = ProgramBuilder(mesh={SP: 4}, **settings)
         self.x = self.b.input("x", (2, 8, 4), torch.float64)
         self.w = self.b.parameter("w", (4, 4), torch.float64)
         self.cut = self.b.autosp.shard(self.x, 1, SP, 4)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 import autosp_ir as air
 from autosp_ir.doctor import Diagnosis, RankFinding, Verdict, diagnose, steps_of, tables
@@ -19,11 +21,11 @@ PREFIX = "canonicalize,pad-tokens,token-partition,ulysses"
 
 
 def printed(diagnosis: Diagnosis) -> str:
-    console = Console(file=StringIO(), width=200, no_color=True)
+    written = StringIO()
+    console = Console(file=written, width=200, no_color=True)
     for table in tables(diagnosis):
         console.print(table)
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO above
-    return text
+    return written.getvalue()
 
 
 def one(pipeline: str, ranks: int = 2) -> RankFinding:
@@ -147,6 +149,6 @@ def test_a_diagnosis_is_plain_data() -> None:
     ("build", "family"),
     [(lambda: llama(length=8, num_hidden_layers=1), {"matmul", "pointwise", "loss"}), (mixes, {"indexing"})],
 )
-def test_families_are_those_of_the_layout_rules(build: Callable[[], tuple[object, object]], family: set[str]) -> None:
-    program = air.capture(*build())  # type: ignore[arg-type]
+def test_families_are_those_of_the_layout_rules(build: Callable[[], tuple[nn.Module, Any]], family: set[str]) -> None:
+    program = air.capture(*build())
     assert family <= {family_of(node) for node in program.graph.nodes}

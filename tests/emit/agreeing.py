@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,6 +92,10 @@ class Root(nn.Module):
         return {"loss": self.out(y[..., None].expand(-1, -1, 4)).sum()}
 
 
+def _train(step: nn.Module, x: Tensor) -> None:
+    step(x=x)["loss"].backward()
+
+
 def not_finite(rank: int, world: int, backend: Any) -> dict[str, Met]:
     """A forward, and a backward, that give NaN on the rank that holds the last tokens."""
     x = torch.arange(1, 8).repeat(2)[None, :8].clone() % 7
@@ -102,6 +107,6 @@ def not_finite(rank: int, world: int, backend: Any) -> dict[str, Met]:
         step = air.parallelize(model, {"x": x}, seq_dims={"x": 1}, backend=backend, check_finite=True)
         with torch.no_grad():
             model.embed.weight[7] = 0
-        found[name] = met(lambda step=step: step(x=x)["loss"].backward())  # type: ignore[misc]
-        found[f"{name} of others"] = met(lambda step=step: step(x=x.clamp(max=6))["loss"].backward())  # type: ignore[misc]
+        found[name] = met(partial(_train, step, x))
+        found[f"{name} of others"] = met(partial(_train, step, x.clamp(max=6)))
     return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import autosp_ir as air
+from autosp_ir.emit.parallelize import Rng
 from tests.e2e.dropouts import Dropping, batch_of
 from tests.e2e.test_dropout import Pooled
 from tests.emit.steps import Measured, largest_error, measure
@@ -21,13 +23,13 @@ def errors(found: Measured, expected: Measured) -> tuple[float, float]:
     return abs(found[0] - expected[0]) / abs(expected[0]), largest_error(found[1], expected[1])
 
 
-def dense_masks(rank: int, world: int, backend: Any, rng: str = "global") -> list[Errors]:
+def dense_masks(rank: int, world: int, backend: Any, rng: Rng = "global") -> list[Errors]:
     """Two training steps from one seed: errors against dense, and whether the generator stands where dense leaves it.
 
     Dropout of probabilities in separate operators draws the same masks wherever the dense model runs.
     """
     model, batch = Dropping("heads"), batch_of(13)
-    step = air.parallelize(model, batch, backend=backend, rng=rng)  # type: ignore[arg-type]
+    step = air.parallelize(model, batch, backend=backend, rng=rng)
     runs: list[list[tuple[Measured, Tensor]]] = []
     for forward in (model, step):
         torch.manual_seed(7)
@@ -47,7 +49,7 @@ def different_seeds(rank: int, world: int) -> tuple[Met, Met, Met]:
     found = []
     for given, step in steps:
         torch.manual_seed(rank)
-        found.append(met(lambda given=given, step=step: step(**given)))  # type: ignore[misc]
+        found.append(met(partial(step, **given)))
     return found[0], found[1], found[2]
 
 

@@ -69,7 +69,9 @@ def test_everything_reads_back() -> None:
 
 def test_symbols_are_known_to_the_fake_mode_of_the_parsed_program() -> None:
     parsed = parse(print_program(everything()))
-    (symbol,) = find(parsed, "size").result.type.expr.free_symbols  # type: ignore[union-attr]
+    kind = find(parsed, "size").result.type
+    assert isinstance(kind, ScalarType) and kind.expr is not None
+    (symbol,) = kind.expr.free_symbols
     assert symbol_facts(parsed.fake_mode.shape_env, symbol) == (64, 2, 2048)
 
 

@@ -16,7 +16,7 @@ from autosp_ir.capture.from_config import model_from_config
 from autosp_ir.cli import app
 from autosp_ir.emit.parallelize import default_pipeline
 from autosp_ir.pipeline.registry import parse_pipeline
-from autosp_ir.plan import fitting, plan, rungs
+from autosp_ir.plan import Prediction, fitting, plan, rungs
 from autosp_ir.rewrite.builder import ProgramBuilder
 from autosp_ir.testing import DenseReference
 from tests.passes.test_tile import wide
@@ -33,19 +33,19 @@ def default() -> list[air.Pass]:
 
 
 @pytest.fixture(scope="module")
-def predictions() -> list[tuple[object, air.PassResult]]:
+def predictions() -> list[tuple[Prediction, air.PassResult]]:
     model, batch = model_from_config(LLAMA, length=32768, batch_size=1, dtype=torch.bfloat16, fake=True)
     return list(plan(air.capture(model, batch), {"sp": 2}, default()))
 
 
-def test_every_rung_takes_less_memory_and_keeps_its_name(predictions: list[tuple[object, air.PassResult]]) -> None:
-    peaks = [p.peak_bytes for p, _ in predictions]  # type: ignore[attr-defined]
+def test_every_rung_takes_less_memory_and_keeps_its_name(predictions: list[tuple[Prediction, air.PassResult]]) -> None:
+    peaks = [p.peak_bytes for p, _ in predictions]
     assert peaks[0] > 1.5 * peaks[1] > 1.5 * peaks[2]
     assert peaks[3] < 1.1 * peaks[2]
     for prediction, _ in predictions:
-        assert 0 < prediction.saved_bytes < prediction.peak_bytes  # type: ignore[attr-defined]
-        assert 0 <= prediction.exposed_seconds < prediction.seconds  # type: ignore[attr-defined]
-        parse_pipeline(prediction.pipeline)  # type: ignore[attr-defined]
+        assert 0 < prediction.saved_bytes < prediction.peak_bytes
+        assert 0 <= prediction.exposed_seconds < prediction.seconds
+        parse_pipeline(prediction.pipeline)
 
 
 def test_fusion_leaves_out_what_nothing_else_reads() -> None:
@@ -70,9 +70,9 @@ def test_the_ladder_needs_a_backward() -> None:
         rungs(parse_pipeline("canonicalize,pad-tokens"), 64)
 
 
-def test_a_budget_that_nothing_meets_names_the_least_peak(predictions: list[tuple[object, air.PassResult]]) -> None:
+def test_a_budget_that_nothing_meets_names_the_least_peak(predictions: list[tuple[Prediction, air.PassResult]]) -> None:
     with pytest.raises(air.UnsupportedError, match=r"the least is 0\.\d+ GiB \(loss and MLPs"):
-        fitting(iter(predictions), 1 << 20)  # type: ignore[arg-type]
+        fitting(iter(predictions), 1 << 20)
 
 
 def test_every_rung_is_exact() -> None:

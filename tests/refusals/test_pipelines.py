@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import autosp_ir as air
@@ -85,9 +87,9 @@ def test_a_mesh_without_the_axis(program: air.Program) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -2, 2.5, "2", True])
-def test_an_axis_size_that_is_none(program: air.Program, size: object) -> None:
+def test_an_axis_size_that_is_none(program: air.Program, size: Any) -> None:
     with refused(air.PipelineError, "sp", repr(size)):
-        air.PassManager(air.DEFAULT_PIPELINE).run(program, mesh={"sp": size})  # type: ignore[dict-item]
+        air.PassManager(air.DEFAULT_PIPELINE).run(program, mesh={"sp": size})
 
 
 def test_another_mesh_than_the_programs(program: air.Program) -> None:

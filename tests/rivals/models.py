@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.correctness.models import HEADS, WIDTH, merged
+from benchmarks.correctness.models import Attention as Body
 from tests.models.batches import VOCAB, tokens
-
-WIDTH, HEADS = 32, 4
 
 
 def heads(x: Tensor) -> Tensor:
@@ -19,27 +19,9 @@ def heads(x: Tensor) -> Tensor:
     return x.view(*x.shape[:2], HEADS, -1).transpose(1, 2)
 
 
-def merged(x: Tensor) -> Tensor:
-    """`[B, H, S, D]` to `[B, S, C]`."""
-    return x.transpose(1, 2).flatten(2)
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention over `[B, S, C]`."""
     return merged(F.scaled_dot_product_attention(heads(q), heads(k), heads(v), is_causal=True))
-
-
-class Body(nn.Module):
-    """Three projections and a function of them."""
-
-    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, S, C]` to `[B, S, C]`."""
-        return self.function(self.q(x), self.k(x), self.v(x))
 
 
 class Decoder(nn.Module):

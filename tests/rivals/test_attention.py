@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import autosp_ir as air
+from benchmarks.correctness.models import Attention as Body
+from benchmarks.correctness.models import merged
 from tests.models import build
 from tests.rivals.line import Line, run_sharded
-from tests.rivals.models import Body, attend, batch, decoder, heads, merged
+from tests.rivals.models import attend, batch, decoder, heads
 
 
 def keys_as_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -69,8 +73,10 @@ def both_directions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     ids=lambda p: getattr(p, "__name__", None),
 )
 @pytest.mark.parametrize("length", [32, 33])
-def test_shared_and_spelled_attention(function: object, attentions: int, length: int) -> None:
-    line = run_sharded(decoder(function), batch(length=length), 2)  # type: ignore[arg-type]
+def test_shared_and_spelled_attention(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor], attentions: int, length: int
+) -> None:
+    line = run_sharded(decoder(function), batch(length=length), 2)
     assert len(line.attentions) == attentions
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
+import transformers
 
 import autosp_ir as air
 from autosp_ir.testing import DenseReference
@@ -79,7 +82,7 @@ def test_flex_attention_of_transformers_is_captured_as_attention() -> None:
     program = air.capture(model, batch)
     assert [n.arg("causal") for n in program.find("autosp.attention")] == [True]
     # Flex attention has no backward on the CPU, so the dense side computes the same attention with SDPA.
-    model.config._attn_implementation = "sdpa"  # type: ignore[union-attr]
+    cast(transformers.PreTrainedModel, model).config._attn_implementation = "sdpa"
     reference = DenseReference.of(model, batch)
     reference.check(air.PassManager(air.DEFAULT_PIPELINE).run(program, mesh={"sp": 2}).program)
 

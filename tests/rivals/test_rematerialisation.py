@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import autosp_ir as air
+from benchmarks.correctness.models import Attention as Body
 from tests.models import build
 from tests.rivals.line import Line, run_line, run_sharded
-from tests.rivals.models import Body, Checkpointed, attend, batch, decoder
+from tests.rivals.models import Checkpointed, attend, batch, decoder
 
 _ALL_TO_ALL = "_c10d_functional.all_to_all_single"
 
@@ -68,14 +72,15 @@ def test_attention_inside_a_checkpoint() -> None:
 def test_checkpoints_of_transformers() -> None:
     model, example = build("llama-gqa")
     dense = run_sharded(model, example, 2)
-    model.gradient_checkpointing_enable()  # type: ignore[operator]
+    cast(transformers.PreTrainedModel, model).gradient_checkpointing_enable()
     line = run_sharded(model, example, 2)
     assert collectives(line) == collectives(dense) == [8, 8]
 
 
 def test_reentrant_checkpoints_are_refused_by_name() -> None:
     model, example = build("llama-gqa")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})  # type: ignore[operator]
+    kwargs = {"use_reentrant": True}
+    cast(transformers.PreTrainedModel, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
     with pytest.raises(air.UnsupportedError, match="CheckpointFunction") as raised:
         air.capture(model, example)
     assert "use_reentrant=False" in str(raised.value)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -157,9 +159,9 @@ def test_every_kind_of_divergence_deadlocks(change: str) -> None:
         ((torch.ones(4), torch.ones(4)), "2 positional entries"),
     ],
 )
-def test_a_bad_batch_is_a_named_error(batch: object, message: str) -> None:
+def test_a_bad_batch_is_a_named_error(batch: Any, message: str) -> None:
     with pytest.raises(SimulationError, match=message):
-        simulate(two_collectives(False), batch)  # type: ignore[arg-type]
+        simulate(two_collectives(False), batch)
 
 
 def test_unbound_parameters_are_a_named_error_and_can_be_given() -> None:

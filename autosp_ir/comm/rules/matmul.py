@@ -102,20 +102,10 @@ def add_bias(ctx: RuleContext, bias: Value | None, product: Placement, rank: int
     return product
 
 
-@rule("aten.mm")
+@rule("aten.mm", "autosp.mm_float32")
 def _mm(ctx: RuleContext) -> Outcome:
-    return contract(ctx, ctx.operand("self"), ctx.operand("mat2"), "mk", "kn", "mn")
-
-
-@rule("autosp.mm_float32")
-def _mm_float32(ctx: RuleContext) -> Outcome:
-    return contract(ctx, ctx.operand("a"), ctx.operand("b"), "mk", "kn", "mn")
-
-
-@rule("autosp.addmm_float32")
-def _addmm_float32(ctx: RuleContext) -> Outcome:
-    made = contract(ctx, ctx.operand("a"), ctx.operand("b"), "mk", "kn", "mn")
-    return add_bias(ctx, ctx.operand("total"), made, 2)
+    left, right = ctx.tensors
+    return contract(ctx, left, right, "mk", "kn", "mn")
 
 
 @rule("aten.bmm")
@@ -123,10 +113,10 @@ def _bmm(ctx: RuleContext) -> Outcome:
     return contract(ctx, ctx.operand("self"), ctx.operand("mat2"), "bmk", "bkn", "bmn")
 
 
-@rule("aten.addmm")
+@rule("aten.addmm", "autosp.addmm_float32")
 def _addmm(ctx: RuleContext) -> Outcome:
-    made = contract(ctx, ctx.operand("mat1"), ctx.operand("mat2"), "mk", "kn", "mn")
-    return add_bias(ctx, ctx.operand("self"), made, 2)
+    total, left, right = ctx.tensors
+    return add_bias(ctx, total, contract(ctx, left, right, "mk", "kn", "mn"), 2)
 
 
 @rule("aten.baddbmm")
