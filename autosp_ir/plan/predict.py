@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autosp_ir.analysis.cost import Device, Link
-from autosp_ir.analysis.fused import fused_durations, fused_liveness
+from autosp_ir.analysis.fused import Fusion, fused_durations, fused_liveness
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.analysis.timeline import durations, run
 from autosp_ir.ir.program import Program
@@ -51,16 +51,19 @@ def predict(program: Program, name: str, pipeline: str, device: Device, link: Li
     Raises:
         UnsupportedError: An extent is symbolic.
     """
-    memory = (fused_liveness if fused else liveness)(program, count_inputs=True)
-    own = (fused_liveness if fused else liveness)(program)
     nodes = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
-    priced = fused_durations(program, device, link) if fused else durations(nodes, device, link)
+    if fused:
+        fusion = Fusion(program)
+        memory, priced = fused_liveness(fusion, count_inputs=True), fused_durations(fusion, device, link)
+    else:
+        memory, priced = liveness(program, count_inputs=True), durations(nodes, device, link)
     timeline = run(nodes, priced)
     return Prediction(
         name=name,
         pipeline=pipeline,
         peak_bytes=memory.peak_bytes,
-        input_bytes=memory.peak_bytes - own.peak_bytes,
+        # Before the first operation there is nothing but inputs.
+        input_bytes=memory.curve[0],
         saved_bytes=memory.saved_bytes,
         seconds=timeline.makespan,
         exposed_seconds=timeline.exposed,

@@ -28,10 +28,9 @@ class Remat(Pass):
     """Decide the saved set of a joint program: `remat{policy=budget peak=40GiB}`.
 
     Random operations are never computed again, attention and collectives only where `rerun` names them; a dropout mask
-    may be, from the state that was drawn for it, and gives the same. A view is taken
-    again from its base, which shares its storage; views of parameters and inputs cost nothing. What reads a buffer that
-    the forward updates is saved. What `tile` made for one chunk of tokens is always computed again: keeping it for
-    every chunk would keep the whole.
+    may be, from the state that was drawn for it, and gives the same. A view is taken again from its base, which shares
+    its storage; views of parameters and inputs cost nothing. What reads a buffer that the forward updates is saved.
+    What `tile` made for one chunk of tokens is always computed again: keeping it for every chunk would keep the whole.
     """
 
     name = "remat"

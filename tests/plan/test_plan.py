@@ -62,7 +62,7 @@ def test_fusion_leaves_out_what_nothing_else_reads() -> None:
     absent = {s.node.name for s in fusion.absent}
     assert absent == {wide_.name, other.name}
     assert {s.node.name for s in fusion.reads[doubled.producer]} == {"x"}
-    assert fused_liveness(program).peak_bytes == 2 * 64 * 64 * 4 < liveness(program).peak_bytes
+    assert fused_liveness(fusion).peak_bytes == 2 * 64 * 64 * 4 < liveness(program).peak_bytes
 
 
 def test_the_ladder_needs_a_backward() -> None:
