@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from autosp_ir.analysis.channels import mesh_axis
 from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
@@ -131,12 +132,13 @@ def is_costed(node: Node) -> bool:
     return node.op.name in _FLOPS
 
 
-def cost_of(node: Node, symbols: Mapping[str, int] | None = None) -> Cost:
+def cost_of(node: Node, symbols: Mapping[str, int] | None = None, mesh: Mapping[str, int] | None = None) -> Cost:
     """The cost of one node.
 
     Args:
         node: Any node; placeholders and views are free.
         symbols: Numbers for symbolic extents, by symbol name.
+        mesh: Axis sizes, for collectives that do not say among how many ranks they run; without it, among two.
 
     Raises:
         UnsupportedError: An extent is symbolic and has no number.
@@ -145,7 +147,7 @@ def cost_of(node: Node, symbols: Mapping[str, int] | None = None) -> Cost:
         return Cost()
     sizes = _Sizes(symbols or {})
     if node.op.has(Trait.COLLECTIVE):
-        return Cost(sent=_sent(node, sizes))
+        return Cost(sent=_sent(node, sizes, mesh or {}))
     if node.op.has(Trait.VIEW) or node.op.has(Trait.IDENTITY) or node.is_op(*_FREE):
         return Cost()
     moved = sum(sizes.bytes(v.type) for v in (*node.operands, *node.results))
@@ -196,27 +198,27 @@ class _Sizes:
         return math.prod(self.extent(d) for d in kind.shape) * kind.dtype.itemsize
 
 
-def _sent(node: Node, sizes: _Sizes) -> float:
+def _sent(node: Node, sizes: _Sizes, mesh: Mapping[str, int]) -> float:
     """Bytes one rank sends; ring algorithms for reductions, as NCCL uses for large payloads."""
     payload = sum(sizes.bytes(v.type) for v in node.operands)
     name = node.op.short_name
     if name == "wait_tensor":
         return 0.0
-    ranks = _ranks(node)
+    ranks = _ranks(node, mesh)
     share = (ranks - 1) / ranks
     factor = {"all_reduce": 2 * share, "all_gather": ranks - 1, "all_gather_into_tensor": ranks - 1}.get(name, share)
     return payload * factor
 
 
-def _ranks(node: Node) -> int:
+def _ranks(node: Node, mesh: Mapping[str, int]) -> int:
     splits = node.arg("input_split_sizes") if _has(node, "input_split_sizes") else None
     if splits is not None:
         return len(splits)
     for name in ("size", "group_size"):
         if _has(node, name):
             return int(node.arg(name))
-    # A functional all-reduce does not say; with many ranks the factor no longer depends on them.
-    return 2
+    # A functional all-reduce does not say.
+    return mesh.get(mesh_axis(str(node.arg("group_name"))), 2)
 
 
 def _has(node: Node, argument: str) -> bool:

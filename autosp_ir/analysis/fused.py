@@ -43,6 +43,7 @@ class Fusion:
     def __init__(self, program: Program, symbols: Mapping[str, int] | None = None) -> None:
         aliasing = Aliasing(symbols)
         self.symbols = symbols
+        self.mesh = program.mesh
         self.nodes = list(program.graph.nodes)
         self.made = {n: aliasing.step(n) for n in self.nodes if n.op.kind != "output"}
         read = {n: {s for v in n.operands for s in aliasing.storages(v)} for n in self.nodes}
@@ -160,7 +161,7 @@ def fused_durations(fusion: Fusion, device: Device, link: Link) -> Durations:
     for node in fusion.nodes:
         if node.op.kind in ("placeholder", "output"):
             continue
-        cost = cost_of(node, fusion.symbols)
+        cost = cost_of(node, fusion.symbols, fusion.mesh)
         if _is_pointwise(node) or _is_reduction(node):
             written = sum(s.bytes for s in fusion.made[node] if s not in fusion.absent)
             read = sum(s.bytes for s in fusion.reads[node]) if written else 0

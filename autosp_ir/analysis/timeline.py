@@ -1,18 +1,20 @@
 """How long a lowered program takes: one compute stream in program order, and collectives that run beside it.
 
-Every mesh axis is one first-in-first-out communication stream, as a process group is. A start costs no compute time; a
-wait stalls the compute stream until its collective is done, and what was started before it on the same axis with it.
+Every process group is one first-in-first-out communication stream. A start costs no compute time; a wait stalls the
+compute stream until its collective is done, and what was started before it in the same group with it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autosp_ir.analysis.channels import Channels, mesh_axis
 from autosp_ir.analysis.cost import Device, Link, compute_seconds, cost_of, link_seconds
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.program import Program
 
 WAIT = "_c10d_functional.wait_tensor"
 
@@ -22,7 +24,7 @@ class Durations:
     """Seconds of every node.
 
     Args:
-        compute: On the compute stream.
+        compute: On the compute stream, in program order.
         comm: On a communication stream, for the nodes that start a collective.
     """
 
@@ -31,11 +33,21 @@ class Durations:
 
     @property
     def lower_bound(self) -> float:
-        """No schedule is shorter: all compute, or all communication of the busiest axis."""
-        axes: dict[str, float] = {}
+        """No order is shorter: all compute, all communication of the busiest link, or the critical path."""
+        links: dict[str, float] = {}
         for node, seconds in self.comm.items():
-            axes[axis_of(node)] = axes.get(axis_of(node), 0.0) + seconds
-        return max(sum(self.compute.values()), max(axes.values(), default=0.0))
+            link = mesh_axis(axis_of(node))
+            links[link] = links.get(link, 0.0) + seconds
+        return max(sum(self.compute.values()), max(links.values(), default=0.0), self.critical_path)
+
+    @property
+    def critical_path(self) -> float:
+        """Seconds of the longest chain of operations that need each other."""
+        end: dict[Node, float] = {}
+        for node, seconds in self.compute.items():
+            ready = max((end.get(v.producer, 0.0) for v in node.operands), default=0.0)
+            end[node] = ready + self.comm.get(node, seconds)
+        return max(end.values(), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -58,11 +70,11 @@ class Timeline:
         return sum(self.stalls.values())
 
 
-def durations(nodes: Iterable[Node], device: Device, link: Link, symbols: Mapping[str, int] | None = None) -> Durations:
+def durations(program: Program, device: Device, link: Link, symbols: Mapping[str, int] | None = None) -> Durations:
     """Price every node.
 
     Args:
-        nodes: Nodes of a lowered program.
+        program: A lowered program.
         device: What computes.
         link: What connects the ranks.
         symbols: Numbers for symbolic extents.
@@ -72,8 +84,10 @@ def durations(nodes: Iterable[Node], device: Device, link: Link, symbols: Mappin
     """
     compute: dict[Node, float] = {}
     comm: dict[Node, float] = {}
-    for node in nodes:
-        cost = cost_of(node, symbols)
+    for node in program.graph.nodes:
+        if node.op.kind in ("placeholder", "output"):
+            continue
+        cost = cost_of(node, symbols, program.mesh)
         compute[node] = compute_seconds(cost, device)
         if is_start(node):
             comm[node] = link_seconds(cost, link)
@@ -109,24 +123,26 @@ def run(order: Sequence[Node], priced: Durations) -> Timeline:
         priced: From `durations`.
     """
     now = 0.0
-    free: dict[str, float] = {}
+    channels: Channels[Node] = Channels()
     begin: dict[Node, float] = {}
-    done: dict[Node, float] = {}
     stalls: dict[Node, float] = {}
+    started: dict[Node, None] = {}
     for node in order:
         if node in priced.comm:
-            axis = axis_of(node)
-            begin[node] = max(now, free.get(axis, 0.0))
-            done[node] = free[axis] = begin[node] + priced.comm[node]
+            channels.start(node, axis_of(node), priced.comm[node], now)
+            started[node] = None
             continue
-        if is_wait(node) and start_of(node) in done:
-            finished = done[start_of(node)]
-            if finished > now:
-                stalls[node] = finished - now
-                now = finished
+        if is_wait(node) and start_of(node) in started:
+            channels.advance(now)
+            arrived = channels.done_at(start_of(node))
+            if arrived > now:
+                stalls[node] = arrived - now
+                now = arrived
         begin[node] = now
         now += priced.compute[node]
-    return Timeline(max([now, *free.values()]), begin, stalls)
+    end = max(now, channels.drain())
+    begin.update((node, channels.begun_at(node)) for node in started)
+    return Timeline(end, begin, stalls)
 
 
 __all__ = ["Durations", "Timeline", "axis_of", "durations", "is_start", "is_wait", "run", "start_of"]

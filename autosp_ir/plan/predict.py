@@ -56,7 +56,7 @@ def predict(program: Program, name: str, pipeline: str, device: Device, link: Li
         fusion = Fusion(program)
         memory, priced = fused_liveness(fusion, count_inputs=True), fused_durations(fusion, device, link)
     else:
-        memory, priced = liveness(program, count_inputs=True), durations(nodes, device, link)
+        memory, priced = liveness(program, count_inputs=True), durations(program, device, link)
     timeline = run(nodes, priced)
     return Prediction(
         name=name,

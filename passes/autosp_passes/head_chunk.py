@@ -2,11 +2,13 @@
 
 Heads do not see each other, so attention over a group of heads is a part of the whole. With groups, the exchanges of
 one group can run while another group attends, and an exchanged sequence of all heads never exists at once. Grouped
-queries stay with their key heads.
+queries stay with their key heads; where these are too few to cut, such as one for each rank, every group attends to
+the same ones with a part of its queries.
 """
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, Literal, NamedTuple
 
 from autosp_ir.errors import PassError
@@ -77,12 +79,8 @@ class HeadChunk(Pass):
         ctx.count("chunks", chunks)
 
     def _chunks(self, site: _Site) -> int:
-        ranks = site.ranks
-        fits = [
-            n
-            for n in range(1, site.key_heads // ranks + 1)
-            if site.key_heads % (n * ranks) == 0 and site.query_heads % (n * ranks) == 0
-        ]
+        heads = site.query_heads // site.ranks
+        fits = [n for n in range(1, heads + 1) if site.query_heads % (n * site.ranks) == 0 and site.parts(n)]
         if self.options.chunks != "auto":
             return self.options.chunks if self.options.chunks in fits else 1
         return max((n for n in fits if n <= _MOST_CHUNKS), default=1)
@@ -132,6 +130,14 @@ class _Site(NamedTuple):
         """Key heads in front of the exchange."""
         return int(self.sources[1].tensor_type.shape[_HEADS])
 
+    def parts(self, chunks: int) -> tuple[int, int] | None:
+        """Parts of the key heads, and of the queries of each, that make `chunks` groups; None if none do."""
+        if self.key_heads % self.ranks or self.query_heads % self.key_heads:
+            return None
+        keys = gcd(chunks, self.key_heads // self.ranks)
+        queries = chunks // keys
+        return (keys, queries) if self.query_heads // self.key_heads % queries == 0 else None
+
     def reason_against(self) -> str | None:
         """Why it cannot be cut, None if it can."""
         if (self.entries is None) != (self.exit is None):
@@ -157,22 +163,46 @@ def _to_tokens(node: Node) -> bool:
 
 
 def _write(site: _Site, chunks: int, rewriter: Rewriter) -> None:
-    """Chunk the operands; exchange, attend and exchange back by group; join the groups."""
+    """Cut the operands; exchange, attend and exchange back by group; join the groups."""
     node = site.node
     old = site.exit if site.exit is not None else _output(node)
+    keys, queries = site.parts(chunks) or (chunks, 1)
+    heads = site.key_heads // keys
     with rewriter.before(node):
-        cut = [rewriter.unpack(rewriter.create("autosp.chunk", (x, _HEADS, chunks))) for x in site.sources]
-        groups = []
-        for group in zip(*cut, strict=True):
-            if site.entries is not None:
-                group = tuple(_like(e, x, rewriter) for e, x in zip(site.entries, group, strict=True))
-            attended = rewriter.create(node.op, *_with_operands(node, group), origin_from=node)
-            out = rewriter.create("operator.getitem", (attended, 0))
-            groups.append(out if site.exit is None else _like(site.exit, out, rewriter))
-    # All groups are written in front of the attention, whose operands are there by then.
-    with rewriter.before(node):
-        joined = rewriter.create("autosp.unchunk", (groups, _HEADS))
-    rewriter.replace(old, joined)
+        joined = []
+        for q, k, v in zip(*(_pieces(x, _HEADS, keys, rewriter) for x in site.sources), strict=True):
+            kv = [_exchanged(site, x, at, rewriter) for at, x in enumerate((k, v), 1)]
+            # [B, heads, queries of each, S, D]: every group takes some queries of each key head.
+            opened = rewriter.create("aten.unflatten.int", (q, _HEADS, [heads, -1])) if queries > 1 else None
+            groups = [q] if opened is None else _pieces(opened, _HEADS + 1, queries, rewriter)
+            outs = []
+            for group in groups:
+                if opened is not None:
+                    group = rewriter.create("aten.flatten.using_ints", (group, _HEADS, _HEADS + 1))
+                operands = (_exchanged(site, group, 0, rewriter), *kv)
+                attended = rewriter.create(node.op, *_with_operands(node, operands), origin_from=node)
+                out = rewriter.create("operator.getitem", (attended, 0))
+                out = out if site.exit is None else _like(site.exit, out, rewriter)
+                if opened is not None:
+                    out = rewriter.create("aten.unflatten.int", (out, _HEADS, [heads, -1]))
+                outs.append(out)
+            if opened is None:
+                joined += outs
+                continue
+            whole = rewriter.create("autosp.unchunk", (outs, _HEADS + 1))
+            joined.append(rewriter.create("aten.flatten.using_ints", (whole, _HEADS, _HEADS + 1)))
+        result = joined[0] if len(joined) == 1 else rewriter.create("autosp.unchunk", (joined, _HEADS))
+    rewriter.replace(old, result)
+
+
+def _pieces(value: Value, dim: int, count: int, rewriter: Rewriter) -> list[Value]:
+    if count == 1:
+        return [value]
+    return list(rewriter.unpack(rewriter.create("autosp.chunk", (value, dim, count))))
+
+
+def _exchanged(site: _Site, value: Value, operand: int, rewriter: Rewriter) -> Value:
+    return value if site.entries is None else _like(site.entries[operand], value, rewriter)
 
 
 def _output(node: Node) -> Node:

@@ -24,7 +24,9 @@ def run(program: air.Program, pipeline: str, ranks: int) -> air.PassResult:
     [
         ("llama-mha", 2, "", 4),
         ("llama-mha", 4, "{chunks=2}", 2),
-        ("llama-gqa", 1, "", 2),
+        ("llama-gqa", 1, "", 4),
+        ("llama-gqa", 1, "{chunks=2}", 2),
+        ("llama-gqa", 2, "", 4),
         ("qwen3", 1, "{chunks=2}", 2),
         ("gpt2", 2, "{chunks=2}", 2),
         ("mistral", 1, "", 4),
@@ -64,7 +66,7 @@ def test_it_composes_with_tile() -> None:
 @pytest.mark.parametrize(
     ("name", "pipeline", "reason"),
     [
-        ("llama-gqa", f"{CUT},head-chunk", "cannot be cut as asked"),
+        ("llama-gqa", f"{CUT},head-chunk{{chunks=8}}", "cannot be cut as asked"),
         ("llama-mha", f"{CUT},head-chunk{{chunks=3}}", "cannot be cut as asked"),
         ("llama-mha", f"{CUT.replace('ulysses', 'ulysses{fuse=qkv}')},head-chunk", "exchanged"),
     ],

@@ -129,7 +129,7 @@ def test_filling_never_makes_the_timeline_longer() -> None:
     program = lowered()
     own = body(program)
     for link in LINKS.values():
-        priced = durations(own, DEVICES["cpu"], link)
+        priced = durations(program, DEVICES["cpu"], link)
         assert run(fill_stalls(own, priced), priced).makespan <= run(own, priced).makespan
 
 

@@ -59,7 +59,7 @@ class StepModel:
         self.index = {n: i for i, n in enumerate(self.nodes)}
         count = len(self.nodes)
         self.operands = [tuple(dict.fromkeys(self.index[v.producer] for v in n.operands)) for n in self.nodes]
-        costs = [cost_of(n) for n in self.nodes]
+        costs = [cost_of(n, mesh=program.mesh) for n in self.nodes]
         self.seconds = [compute_seconds(c, on) + link_seconds(c, over) for c in costs]
         self.given = [n.op.kind in ("placeholder", "get_attr") for n in self.nodes]
         self.scalar = [bool(n.results) and isinstance(n.result.type, ScalarType) for n in self.nodes]

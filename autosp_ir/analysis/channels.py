@@ -1,0 +1,103 @@
+"""Communication streams: first in, first out each; streams of one mesh axis share its link evenly."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+SEPARATOR = "."
+"""What a stream's name has behind its mesh axis: `sp.gradients` is a second stream over the ranks of `sp`."""
+
+
+def mesh_axis(stream: str) -> str:
+    """The mesh axis whose ranks a stream connects."""
+    return stream.split(SEPARATOR, 1)[0]
+
+
+class Channels(Generic[K]):
+    """What is in flight, and when it arrives. Time only goes forward."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._queues: dict[str, deque[tuple[K, float]]] = {}
+        self._links: dict[str, list[str]] = {}
+        self._begun: dict[K, float] = {}
+        self._done: dict[K, float] = {}
+
+    def start(self, key: K, stream: str, seconds: float, now: float) -> None:
+        """Put a collective in the queue of its stream.
+
+        Args:
+            key: Names it.
+            stream: A mesh axis, or a further stream of one.
+            seconds: What it takes alone on its link.
+            now: When it is started; not before any earlier call.
+        """
+        self.advance(now)
+        if stream not in self._queues:
+            self._queues[stream] = deque()
+            self._links.setdefault(mesh_axis(stream), []).append(stream)
+        if not self._queues[stream]:
+            self._begun[key] = now
+        self._queues[stream].append((key, seconds))
+
+    def advance(self, now: float) -> None:
+        """Let time pass until `now`."""
+        for link in self._links:
+            self._run(link, now, None)
+        self._now = max(self._now, now)
+
+    def is_done(self, key: K) -> bool:
+        """Whether a collective has arrived by now."""
+        return key in self._done and self._done[key] <= self._now
+
+    def done_at(self, key: K) -> float:
+        """When a collective arrives if nothing else is started."""
+        if key not in self._done:
+            preview: Channels[K] = Channels()
+            preview._now, preview._links = self._now, self._links
+            preview._queues = {stream: queue.copy() for stream, queue in self._queues.items()}
+            for link in self._links:
+                preview._run(link, float("inf"), key)
+            return preview._done[key]
+        return self._done[key]
+
+    def begun_at(self, key: K) -> float:
+        """When a collective that has arrived, or is on its way, left the queue."""
+        return self._begun[key]
+
+    def drain(self) -> float:
+        """Let everything arrive; returns when the last did, or 0."""
+        self.advance(float("inf"))
+        return max(self._done.values(), default=0.0)
+
+    def _run(self, link: str, until: float, key: K | None) -> None:
+        """Move one link's heads forward together, up to a time or until `key` arrives."""
+        now = self._now
+        while key is None or key not in self._done:
+            active = [queue for s in self._links[link] if (queue := self._queues[s])]
+            if not active:
+                return
+            step = min(queue[0][1] for queue in active) * len(active)
+            if now + step > until:
+                for queue in active:
+                    head, left = queue[0]
+                    queue[0] = (head, left - (until - now) / len(active))
+                return
+            now += step
+            for queue in active:
+                head, left = queue[0]
+                left -= step / len(active)
+                if left > 1e-15:
+                    queue[0] = (head, left)
+                    continue
+                queue.popleft()
+                self._done[head] = now
+                if queue:
+                    self._begun[queue[0][0]] = now
+
+
+__all__ = ["SEPARATOR", "Channels", "mesh_axis"]

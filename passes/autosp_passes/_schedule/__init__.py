@@ -1,0 +1,1 @@
+"""Schedules of a lowered program: what may change places, candidates, and a judge."""

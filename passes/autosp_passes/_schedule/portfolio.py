@@ -1,0 +1,89 @@
+"""Candidates for the order of one half, and the best that fits in the memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from autosp_ir.analysis.timeline import Timeline
+from autosp_passes._motion import start_early, wait_late
+from autosp_passes._schedule.lists import list_order
+from autosp_passes._schedule.problem import Problem
+
+# Places that work may run ahead of the program: without a bound, about a layer, and about an operation.
+_AHEAD = (10**9, 400, 100, 25)
+_PATIENCE = (0.0, 0.5)
+_PERTURBED = 6
+_NOISE = 0.2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One order and what it is worth.
+
+    Args:
+        name: How it was found.
+        order: Tasks of the problem.
+        timeline: The run of it.
+        peak: The most bytes alive.
+    """
+
+    name: str
+    order: tuple[int, ...]
+    timeline: Timeline
+    peak: int
+
+
+def best(problem: Problem, cap: float, seed: int = 0) -> Schedule:
+    """The fastest order within a memory cap; the program's own when none is.
+
+    Args:
+        problem: One half.
+        cap: Bytes that may be alive at once. The program's own order is allowed whatever it takes.
+        seed: Of the perturbed candidates; the same on every rank.
+    """
+    found = _judged(problem, "program order", range(len(problem.nodes)))
+    if not any(problem.comm):
+        return found
+    bound = problem.lower_bound
+    for name, order in _candidates(problem, seed):
+        if found.timeline.makespan <= bound * (1 + 1e-6):
+            break
+        candidate = _judged(problem, name, order)
+        if candidate.peak <= cap and _key(candidate) < _key(found):
+            found = candidate
+    return found
+
+
+def _key(schedule: Schedule) -> tuple[float, int]:
+    return schedule.timeline.makespan, schedule.peak
+
+
+def _judged(problem: Problem, name: str, order: Sequence[int]) -> Schedule:
+    return Schedule(name, tuple(order), problem.timeline(order), problem.peak(order))
+
+
+def _candidates(problem: Problem, seed: int) -> Iterator[tuple[str, list[int]]]:
+    own = [-float(i) for i in range(len(problem.nodes))]
+    paths = problem.longest_paths()
+    yield "starts early, waits late", _settled(problem, range(len(problem.nodes)))
+    for ahead in _AHEAD:
+        for patience in _PATIENCE:
+            for name, urgency in (("program order, stalls filled", own), ("critical path", paths)):
+                order = list_order(problem, urgency, ahead, patience)
+                yield f"{name} {ahead=} {patience=}", _settled(problem, order)
+    draw = random.Random(seed)
+    for ahead in _AHEAD[:3]:
+        for _ in range(_PERTURBED):
+            urgency = [path * (1 + _NOISE * draw.random()) for path in paths]
+            yield f"critical path, perturbed {ahead=}", _settled(problem, list_order(problem, urgency, ahead))
+
+
+def _settled(problem: Problem, order: Sequence[int]) -> list[int]:
+    """Starts as early and waits as late as the order of costed work allows."""
+    number = {node: i for i, node in enumerate(problem.nodes)}
+    return [number[n] for n in wait_late(start_early([problem.nodes[i] for i in order]))]
+
+
+__all__ = ["Schedule", "best"]

@@ -1,0 +1,149 @@
+"""One half of a lowered program as tasks: what each waits for, how long it takes, what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from autosp_ir.analysis.aliasing import Aliasing, Storage
+from autosp_ir.analysis.timeline import Durations, Timeline, axis_of, is_start, is_wait, run, start_of
+from autosp_ir.ir.graph import Node, Phase
+from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.program import Program
+
+_KEEPS_ORDER = frozenset({Trait.MUTATES, Trait.RANDOM})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Tasks of one half, numbered in program order.
+
+    Args:
+        nodes: The operations.
+        before: For each task, the tasks it needs.
+        after: For each task, the tasks that need it.
+        compute: Seconds on the compute stream.
+        comm: Seconds on a communication stream; 0 for what starts nothing.
+        axis: The communication stream of a start, else None.
+        start: For a wait, the task that started what it awaits.
+        priced: Seconds by node, for the timeline.
+        made: Bytes that each task allocates.
+        reads: Storages that die in this half, with the tasks that hold them.
+        held: Bytes alive when the half begins, of which `reads` may free some.
+    """
+
+    nodes: tuple[Node, ...]
+    before: tuple[tuple[int, ...], ...]
+    after: tuple[tuple[int, ...], ...]
+    compute: tuple[float, ...]
+    comm: tuple[float, ...]
+    axis: tuple[str | None, ...]
+    start: tuple[int | None, ...]
+    priced: Durations
+    made: tuple[int, ...]
+    reads: tuple[tuple[int, tuple[int, ...]], ...]
+    held: int
+
+    def timeline(self, order: Sequence[int]) -> Timeline:
+        """Follow one order."""
+        return run([self.nodes[i] for i in order], self.priced)
+
+    def peak(self, order: Sequence[int]) -> int:
+        """The most bytes alive in one order."""
+        place = [0] * len(self.nodes)
+        for at, task in enumerate(order):
+            place[task] = at
+        freed = [0] * len(self.nodes)
+        for size, readers in self.reads:
+            freed[max(place[i] for i in readers)] += size
+        live = top = self.held
+        for at, task in enumerate(order):
+            live += self.made[task]
+            top = max(top, live)
+            live -= freed[at]
+        return top
+
+    @property
+    def lower_bound(self) -> float:
+        """Seconds that no order of this half is shorter than."""
+        own = {node: self.priced.compute[node] for node in self.nodes}
+        return Durations(own, {n: self.priced.comm[n] for n in self.nodes if n in self.priced.comm}).lower_bound
+
+    def longest_paths(self) -> list[float]:
+        """Seconds from the beginning of each task to the end of what depends on it, along the longest way."""
+        tail = [0.0] * len(self.nodes)
+        for task in reversed(range(len(self.nodes))):
+            own = self.comm[task] or self.compute[task]
+            tail[task] = own + max((tail[i] for i in self.after[task]), default=0.0)
+        return tail
+
+
+def halves(program: Program, priced: Durations) -> list[Problem]:
+    """The forward, and everything behind it, as two problems; a half without operations is left out.
+
+    Args:
+        program: A lowered program without symbolic extents.
+        priced: Seconds of every node.
+    """
+    memory = _Memory(program)
+    own = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
+    forward = [n for n in own if n.phase is Phase.FORWARD]
+    rest = [n for n in own if n.phase is not Phase.FORWARD]
+    return [_problem(part, priced, memory) for part in (forward, rest) if part]
+
+
+class _Memory:
+    """Which storages each node makes and reads, and which outlive the program."""
+
+    def __init__(self, program: Program) -> None:
+        aliasing = Aliasing()
+        self.made: dict[Node, list[Storage]] = {}
+        self.readers: dict[Storage, list[Node]] = {}
+        for node in program.graph.nodes:
+            if node.op.kind != "output":
+                self.made[node] = [s for s in aliasing.step(node) if s.owned]
+            values = (*node.results, *node.operands) if node.op.kind != "output" else node.operands
+            for storage in {s for v in values for s in aliasing.storages(v) if s.owned}:
+                self.readers.setdefault(storage, []).append(node)
+
+
+def _problem(part: Sequence[Node], priced: Durations, memory: _Memory) -> Problem:
+    number = {node: i for i, node in enumerate(part)}
+    before = [sorted({number[v.producer] for v in node.operands if v.producer in number}) for node in part]
+    _chain(before, [i for i, n in enumerate(part) if n.op.traits & _KEEPS_ORDER])
+    after: list[list[int]] = [[] for _ in part]
+    for task, needed in enumerate(before):
+        for each in needed:
+            after[each].append(task)
+    forward = part[0].phase is Phase.FORWARD
+    read = {s: [number[r] for r in readers if r in number] for s, readers in memory.readers.items()}
+    # What the caller keeps, or a later half reads, is never freed here.
+    lasting = {
+        s
+        for s, readers in memory.readers.items()
+        if any(r not in number and (forward or r.phase is not Phase.FORWARD) for r in readers)
+    }
+    entering = [s for s in read if s.node not in number and not forward and (read[s] or s in lasting)]
+    return Problem(
+        nodes=tuple(part),
+        before=tuple(map(tuple, before)),
+        after=tuple(map(tuple, after)),
+        compute=tuple(priced.compute[n] for n in part),
+        comm=tuple(priced.comm.get(n, 0.0) for n in part),
+        axis=tuple(axis_of(n) if is_start(n) else None for n in part),
+        start=tuple(number.get(start_of(n)) if is_wait(n) else None for n in part),
+        priced=priced,
+        made=tuple(sum(s.bytes for s in memory.made[n]) for n in part),
+        reads=tuple((s.bytes, tuple(tasks)) for s, tasks in read.items() if tasks and s not in lasting),
+        held=sum(s.bytes for s in entering),
+    )
+
+
+def _chain(before: list[list[int]], tasks: Sequence[int]) -> None:
+    """Keep these tasks in their order."""
+    for earlier, later in pairwise(tasks):
+        before[later] = sorted({*before[later], earlier})
+
+
+__all__ = ["Problem", "halves"]
