@@ -6,15 +6,9 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
+from autosp_ir.ir.streams import mesh_axis
+
 K = TypeVar("K", bound=Hashable)
-
-SEPARATOR = "."
-"""What a stream's name has behind its mesh axis: `sp.gradients` is a second stream over the ranks of `sp`."""
-
-
-def mesh_axis(stream: str) -> str:
-    """The mesh axis whose ranks a stream connects."""
-    return stream.split(SEPARATOR, 1)[0]
 
 
 class Channels(Generic[K]):
@@ -100,4 +94,4 @@ class Channels(Generic[K]):
                     self._begun[queue[0][0]] = now
 
 
-__all__ = ["SEPARATOR", "Channels", "mesh_axis"]
+__all__ = ["Channels"]

@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import torch
 
-from autosp_ir.analysis.channels import mesh_axis
 from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.streams import mesh_axis
 from autosp_ir.ir.types import Dim, TensorType, TupleType, Type
 
 T = TypeVar("T")

@@ -10,11 +10,12 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autosp_ir.analysis.channels import Channels, mesh_axis
+from autosp_ir.analysis.channels import Channels
 from autosp_ir.analysis.cost import Device, Link, compute_seconds, cost_of, link_seconds
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program
+from autosp_ir.ir.streams import mesh_axis
 
 WAIT = "_c10d_functional.wait_tensor"
 
@@ -111,7 +112,7 @@ def start_of(wait: Node) -> Node:
 
 
 def axis_of(start: Node) -> str:
-    """The mesh axis of a start."""
+    """The stream of a start: a mesh axis, or a further stream of one."""
     return str(start.arg("group_name"))
 
 

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from autosp_ir.errors import RuntimeMismatchError
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.program import Program
+from autosp_ir.ir.streams import mesh_axis
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,30 @@ class MeshBinding:
     groups: Mapping[str, dist.ProcessGroup] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def group_name(self, axis: str) -> str:
-        """The c10d name of an axis's group; the logical name when the axis has one rank."""
+    def group_name(self, stream: str) -> str:
+        """The c10d name of a stream's group; the logical name when its axis has one rank.
+
+        The first stream of an axis is the axis's own group; a further one is made when it is first named, on every
+        rank of the group at once, and lives as long as the process.
+        """
+        axis = mesh_axis(stream)
         group = self.groups.get(axis)
-        return axis if group is None else group.group_name
+        if group is None:
+            return stream
+        return group.group_name if stream == axis else _further_group(group, stream).group_name
+
+
+_FURTHER: dict[tuple[str, str], dist.ProcessGroup] = {}
+
+
+def _further_group(group: dist.ProcessGroup, stream: str) -> dist.ProcessGroup:
+    """Another group of the same ranks, one for each stream."""
+    key = group.group_name, stream
+    if key not in _FURTHER:
+        ranks = dist.get_process_group_ranks(group)
+        made = dist.new_group(ranks, use_local_synchronization=True, group_desc=f"autosp_ir {stream}")
+        _FURTHER[key] = made
+    return _FURTHER[key]
 
 
 def bind_mesh(program: Program, mesh: DeviceMesh | None) -> MeshBinding:
@@ -93,7 +114,7 @@ def bind_axes(program: Program, binding: MeshBinding) -> Program:
             continue
         for name in ("axis", "group_name"):
             axis = node.arg(name) if any(a.name == name for a in schema.arguments) else None
-            if isinstance(axis, str) and axis in binding.sizes:
+            if isinstance(axis, str) and mesh_axis(axis) in binding.sizes:
                 node.set_args(*node.with_arg(name, binding.group_name(axis)))
     return bound
 

@@ -272,14 +272,15 @@ def _pipeline(pipeline: str | Sequence[Pass] | None, backend: Backend, axis: str
 def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph", backend: Backend = "aot_eager") -> str:
     """`DEFAULT_PIPELINE` for another axis name, gradient synchronisation or backend.
 
-    For `inductor` the backward is traced decomposed: what Inductor fuses is then also what `remat` recomputes; and
-    `overlap` comes last, whose order the compiled code keeps.
+    For `inductor` the backward is traced decomposed: what Inductor fuses is then also what `remat` recomputes; small
+    gradients share a reduction; and `overlap` comes last, whose order the compiled code keeps.
     """
     passes = parse_pipeline(DEFAULT_PIPELINE)
     for index, each in enumerate(passes):
-        changed = {"axis": axis, "mode": grad_sync, "decompose": backend == "inductor"}
+        compiled = backend == "inductor"
+        changed = {"axis": axis, "mode": grad_sync, "decompose": compiled, "bucket": "auto" if compiled else 0.0}
         given = {k: v for k, v in changed.items() if k in type(each.options).model_fields}
         passes[index] = type(each)(**(each.options.model_dump() | given))
     if backend == "inductor":
-        passes += parse_pipeline("overlap")
+        passes += parse_pipeline("overlap{fused=true}")
     return format_pipeline(passes)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from autosp_ir.errors import PipelineError
 from autosp_ir.ir.program import Program, Stage
+from autosp_ir.ir.streams import SEPARATOR
 from autosp_ir.pipeline.base import Pass
 from autosp_ir.pipeline.registry import registered_passes
 from autosp_ir.pipeline.spec import closest
@@ -39,6 +40,10 @@ def check_mesh(program: Program, mesh: Mapping[str, int] | None) -> dict[str, in
     for axis, size in mesh.items():
         if not isinstance(axis, str) or not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise PipelineError(f"{axis!r}: {size!r} is no mesh axis", hint='give sizes by name, such as {"sp": 4}')
+        if SEPARATOR in axis:
+            raise PipelineError(
+                f"{axis!r} names a stream of communication, not a mesh axis", hint=f"use a name without {SEPARATOR!r}"
+            )
         if program.mesh.get(axis, size) != size:
             raise PipelineError(
                 f"the program is written for {axis}={program.mesh[axis]}, but the pipeline is run for {axis}={size}",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autosp_ir.errors import SimulationError
 from autosp_ir.ir.graph import Node
+from autosp_ir.ir.streams import mesh_axis
 from autosp_ir.sim.collectives import COLLECTIVES
 
 _SHORT_NAMES = {
@@ -92,4 +93,4 @@ def request_of(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Re
     named.update(zip((a.name for a in schema.arguments), args, strict=False))
     named.update(kwargs)
     operand = named.pop(schema.arguments[0].name)
-    return Request(node, str(named.get("axis", named.get("group_name"))), operand, named)
+    return Request(node, mesh_axis(str(named.get("axis", named.get("group_name")))), operand, named)

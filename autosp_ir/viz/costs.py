@@ -11,6 +11,7 @@ from autosp_ir.analysis.aliasing import WAIT
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.ir.graph import Graph, Node
 from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.streams import mesh_axis
 from autosp_ir.ir.types import Dim, TensorType
 from autosp_ir.viz.recording import Collective
 
@@ -37,7 +38,7 @@ def collectives_of(graph: Graph, mesh: Mapping[str, int], symbols: Mapping[str, 
         if not node.op.has(Trait.COLLECTIVE) or node.op.name == WAIT or not node.operands:
             continue
         axis = str(node.arg("axis") or node.arg("group_name") or "")
-        size = node.arg("size", node.arg("group_size", mesh.get(axis, 0)))
+        size = node.arg("size", node.arg("group_size", mesh.get(mesh_axis(axis), 0)))
         if size != 1:
             name = node.op.name.rpartition(".")[2]
             found.append(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from autosp_ir.analysis.cost import is_costed
-from autosp_ir.analysis.timeline import Durations, is_start, is_wait, run, start_of
+from autosp_ir.analysis.timeline import axis_of, is_start, is_wait
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.ops import Trait
 
 _KEEPS_ORDER = frozenset({Trait.MUTATES, Trait.RANDOM})
-# How far in front of a start work is looked for that can run beside it.
-_WINDOW = 8
 
 
 def is_light(node: Node) -> bool:
@@ -21,13 +19,22 @@ def is_light(node: Node) -> bool:
     return moves and not is_start(node) and not is_wait(node) and not node.op.traits & _KEEPS_ORDER
 
 
-def start_early(order: Sequence[Node]) -> list[Node]:
-    """Put every start, and the light work it needs, right behind the last costed work or wait that it needs."""
+def start_early(order: Sequence[Node], *, overtake: bool = True) -> list[Node]:
+    """Put every start, and the light work it needs, right behind the last costed work or wait that it needs.
+
+    Args:
+        order: Nodes in a topological order.
+        overtake: Whether a start may come to stand in front of one that stands in front of it.
+    """
     result = list(order)
+    before: dict[str, Node] = {}
     for start in [n for n in order if is_start(n)]:
         position = {n: i for i, n in enumerate(result)}
         needed, stack = {start}, [start]
         barrier = -1
+        if not overtake:
+            barrier = position[before[axis_of(start)]] if axis_of(start) in before else -1
+            before[axis_of(start)] = start
         while stack:
             for producer in (v.producer for v in stack.pop().operands):
                 if producer not in position or producer in needed:
@@ -70,64 +77,6 @@ def wait_late(order: Sequence[Node]) -> list[Node]:
     return result
 
 
-def fill_stalls(order: Sequence[Node], priced: Durations) -> list[Node]:
-    """Put costed work that stands in front of a start, and that the start does not need, between it and its wait.
-
-    Only as much is moved, and from as near, as shortens the whole: what moves keeps its operands alive for longer.
-    """
-    best = list(order)
-    timeline = run(best, priced)
-    for wait in list(timeline.stalls):
-        while wait in timeline.stalls and (filler := _filler(best, wait)) is not None:
-            first, last, group = filler
-            middle = best[first:last]
-            moved = [*(n for n in middle if n not in group), *(n for n in middle if n in group)]
-            tried = best[:first] + moved + best[last:]
-            after = run(tried, priced)
-            if after.makespan >= timeline.makespan:
-                break
-            best, timeline = tried, after
-    return best
-
-
-def _filler(order: Sequence[Node], wait: Node) -> tuple[int, int, set[Node]] | None:
-    """The nearest costed node in front of the wait's start that can move behind it, with what depends on it."""
-    position = {n: i for i, n in enumerate(order)}
-    start, end = position[start_of(wait)], position[wait]
-    needed = _ancestors(start_of(wait), order[max(0, start - 400) : start])
-    seen = 0
-    for index in range(start - 1, -1, -1):
-        node = order[index]
-        if is_wait(node) or seen == _WINDOW:
-            return None
-        if not is_costed(node):
-            continue
-        seen += 1
-        if node in needed:
-            continue
-        group = _descendants(node, order[index:end])
-        # What is awaited in between would be started later, and stall in its turn.
-        if not any(is_wait(n) or n.op.traits & _KEEPS_ORDER for n in group):
-            return index, end, group
-    return None
-
-
-def _ancestors(node: Node, among: Sequence[Node]) -> set[Node]:
-    found, inside = {node}, set(among)
-    for each in reversed(among):
-        if any(u in found for u in each.users):
-            found.add(each)
-    return found & inside
-
-
-def _descendants(node: Node, among: Iterable[Node]) -> set[Node]:
-    found = {node}
-    for each in among:
-        if any(v.producer in found for v in each.operands):
-            found.add(each)
-    return found
-
-
 def out_of_place(before: Sequence[Node], after: Sequence[Node]) -> list[tuple[Node, Node | None]]:
     """The fewest moves that turn one order into another: `(node, the node it comes to stand behind)`, in order."""
     rank = {n: i for i, n in enumerate(before)}
@@ -153,4 +102,4 @@ def out_of_place(before: Sequence[Node], after: Sequence[Node]) -> list[tuple[No
     return moves
 
 
-__all__ = ["fill_stalls", "is_light", "out_of_place", "start_early", "wait_late"]
+__all__ = ["is_light", "out_of_place", "start_early", "wait_late"]

@@ -2,7 +2,8 @@
 
 A parameter that meets sharded work passes `invariant_to_replicate`, so its gradient ends in an all-reduce. Mode
 `in_graph` keeps one all-reduce per parameter, as soon as the gradient is there: autograd leaves them all to the end,
-where nothing is left to run beside them. Mode `external` leaves it out and multiplies by the number of ranks, so
+where nothing is left to run beside them. Small ones, such as those of norms, can share one: what they take is latency.
+Mode `external` leaves it out and multiplies by the number of ranks, so
 that averaging over the ranks, which DDP does, gives the complete gradient.
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from autosp_ir.analysis.cost import link
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import InputKind, OutputKind, Program, Stage
 from autosp_ir.ir.types import PARTIAL, Layout
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._buckets import buckets, reduce_together
 
 _REDUCE = "autosp.all_reduce"
 # Linear in their first operand whatever the others are, so that they commute with a sum over ranks.
@@ -51,10 +54,22 @@ class GradSync(Pass):
 
         mode: Literal["in_graph", "external"] = "in_graph"
         """`in_graph`: every rank returns the complete gradient. `external`: ranks x its partial sum, to be averaged."""
+        bucket: float | Literal["auto"] = 0.0
+        """MiB up to which gradients share a reduction; `auto`: what the link sends in the time of its latency."""
+        link: str = "nvlink4"
+        """What connects the ranks, for `bucket=auto`: nvlink4, nvlink3, pcie or network-400g."""
+
+    options: Options
 
     def run(self, program: Program, ctx: PassContext) -> None:
-        """Rewrite `program` in place."""
+        """Rewrite `program` in place.
+
+        Raises:
+            UnsupportedError: The table does not know the link.
+        """
         rewriter = ctx.rewriter(program)
+        over = link(self.options.link)
+        limit = over.latency * over.bandwidth if self.options.bucket == "auto" else self.options.bucket * 2**20
         for position in _positions(program):
             gradient = program.graph.output_node.args[0][position].producer
             if rewriter.allows(gradient, "one-reduction-each"):
@@ -63,6 +78,11 @@ class GradSync(Pass):
             _leave_to_caller(program, rewriter, ctx)
         else:
             _reduce_when_ready(program, rewriter, ctx)
+            for members in buckets(_reductions(program), limit):
+                if rewriter.allows(members[-1], "bucket"):
+                    with rewriter.rewrite("bucket"):
+                        reduce_together(members, rewriter)
+                    ctx.count("buckets")
         rewriter.dead_code()
         program.info["grad_sync"] = self.options.mode
 
@@ -76,6 +96,13 @@ def _positions(program: Program) -> list[int]:
         for i, spec in enumerate(program.signature.outputs)
         if spec.kind is OutputKind.GRADIENT and spec.target in parameters and isinstance(outputs[i], Value)
     ]
+
+
+def _reductions(program: Program) -> list[Node]:
+    """The all-reduces that make gradients of parameters, each once."""
+    outputs = program.graph.output_node.args[0]
+    made = dict.fromkeys(outputs[i].producer for i in _positions(program))
+    return [node for node in made if node.is_op(_REDUCE)]
 
 
 def _sink_reductions(node: Node, rewriter: Rewriter, ctx: PassContext) -> None:
@@ -116,11 +143,7 @@ def _sink_one(node: Node, rewriter: Rewriter) -> bool:
 
 def _reduce_when_ready(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
     """Put each gradient's reduction right behind what it reduces."""
-    outputs = program.graph.output_node.args[0]
-    for gradient in dict.fromkeys(outputs[i] for i in _positions(program)):
-        reduction = gradient.producer
-        if not reduction.is_op(_REDUCE):
-            continue
+    for reduction in _reductions(program):
         ready = reduction.operands[0].producer
         movable = ready.phase is reduction.phase and ready.op.kind != "placeholder" and ready is not reduction.prev
         if movable and rewriter.allows(reduction, "reduce-when-ready"):

@@ -1,25 +1,29 @@
 """`overlap`: order a lowered program so that communication runs beside compute.
 
-A collective starts as soon as it is ready and is awaited in front of the first costed work that reads it. Where a wait
-would still stall, work that stood in front of the start moves between the two: in a backward the gradients of weights,
-which nothing waits for. Candidates are judged on a timeline of one compute stream and one communication stream for each
-axis, and by their memory; the order of the program itself is one of them, so that no schedule is worse than none.
+Orders of each half are made by list scheduling and judged on a timeline of one compute stream and one communication
+stream for each process group, and by their memory: a collective goes out as soon as it is ready and is awaited in front
+of the first costed work that reads it; where that would still stall, other work comes first, in a backward the
+gradients of weights. The program's own order is one of the candidates, so that no schedule is worse than none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from autosp_ir.analysis.cost import device, link
-from autosp_ir.analysis.liveness import liveness
-from autosp_ir.analysis.timeline import Durations, Timeline, durations, is_start, run
+from autosp_ir.analysis.cost import device, is_costed, link
+from autosp_ir.analysis.fused import Fusion, fused_durations
+from autosp_ir.analysis.timeline import Durations, Timeline, axis_of, durations, is_start, run
 from autosp_ir.ir.graph import Node, Phase
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program, Stage
+from autosp_ir.ir.streams import mesh_axis, stream
 from autosp_ir.ir.types import TensorType
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
-from autosp_passes._motion import fill_stalls, out_of_place, start_early, wait_late
+from autosp_passes._motion import out_of_place
+from autosp_passes._schedule.portfolio import Schedule, best
+from autosp_passes._schedule.problem import Problem, halves
 
 
 class Overlap(Pass):
@@ -44,6 +48,14 @@ class Overlap(Pass):
         """What connects the ranks, for the estimate: nvlink4, nvlink3, pcie or network-400g."""
         memory: float = 1.02
         """The peak may grow to this multiple of that of the program's own order."""
+        fused: bool = False
+        """Price and weigh the program as a compiler fuses it, such as Inductor."""
+        gradients: Literal["shared", "own"] = "shared"
+        """`own`: gradients of parameters are reduced in a process group of their own, in no exchange's way."""
+        solver: Literal["lists", "cp-sat"] = "lists"
+        """`cp-sat`: also search with OR-tools, which must be installed; minutes for a deep model."""
+        effort: float = 20.0
+        """How long `cp-sat` searches each half, in its deterministic seconds."""
 
     options: Options
 
@@ -54,32 +66,36 @@ class Overlap(Pass):
         with a remark.
 
         Raises:
-            UnsupportedError: The tables do not know the device or link.
+            UnsupportedError: The tables do not know the device or link, or `cp-sat` is not installed.
         """
         on, over = device(self.options.device), link(self.options.link)
-        kept = _reason_to_keep(program)
+        kept = _reason_to_keep(program, self.options.memory)
         if kept is not None:
             ctx.remark("missed", None, kept)
             return
-        own = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
-        priced = durations(own, on, over)
         rewriter = ctx.rewriter(program)
+        if self.options.gradients == "own":
+            _separate_gradients(program, rewriter, ctx)
+        fusion = Fusion(program) if self.options.fused else None
+        priced = fused_durations(fusion, on, over) if fusion is not None else durations(program, on, over)
+        problems = halves(program, priced, fusion)
+        cap = max(p.peak(range(len(p.nodes))) for p in problems) * self.options.memory
+        found = [best(p, cap, self._effort()) for p in problems]
+        order = [p.nodes[i] for p, schedule in zip(problems, found, strict=True) for i in schedule.order]
+        own = [n for p in problems for n in p.nodes]
         before = run(own, priced)
-        cap = liveness(program).peak_bytes * self.options.memory
-        for order in sorted(_candidates(own, priced), key=lambda order: run(order, priced).makespan):
-            after = run(order, priced)
-            if after.makespan >= before.makespan:
-                break
-            _reorder(rewriter, order)
-            if liveness(program).peak_bytes <= cap:
-                _report(ctx, priced, before, after)
-                return
-            _reorder(rewriter, own)
-        ctx.remark("missed", None, "no order within the memory cap is faster than the program's own")
-        _report(ctx, priced, before, before)
+        reorder(rewriter, order)
+        _report(ctx, priced, before, run(order, priced))
+        for problem, schedule in zip(problems, found, strict=True):
+            _explain(ctx, problem, schedule)
+
+    def _effort(self) -> float:
+        return self.options.effort if self.options.solver == "cp-sat" else 0.0
 
 
-def _reason_to_keep(program: Program) -> str | None:
+def _reason_to_keep(program: Program, memory: float) -> str | None:
+    if memory < 1:
+        return f"a peak of {memory:g} times the program's own cannot be kept by ordering: the order stays as it is"
     nodes = list(program.graph.nodes)
     writer = next((n for n in nodes if n.op.has(Trait.MUTATES)), None)
     if writer is not None:
@@ -92,16 +108,27 @@ def _reason_to_keep(program: Program) -> str | None:
     return None
 
 
-def _candidates(own: Sequence[Node], priced: Durations) -> list[list[Node]]:
-    """Orders to judge; each phase is ordered by itself, so that forward and backward can be cut apart."""
-    forward = [n for n in own if n.phase is Phase.FORWARD]
-    rest = [n for n in own if n.phase is not Phase.FORWARD]
-    apart = [[*wait_late(start_early(part))] for part in (forward, rest)]
-    filled = [fill_stalls(part, priced) for part in apart]
-    return [apart[0] + apart[1], filled[0] + filled[1]]
+def _separate_gradients(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
+    """Move the reductions that nothing but the caller waits for into a stream of their own."""
+    computed: set[Node] = set()
+    for node in reversed(list(program.graph.nodes)):
+        if node.op.kind != "output" and (is_costed(node) or is_start(node) or computed & set(node.users)):
+            computed.add(node)
+    for node in [n for n in program.graph.nodes if n.is_op("_c10d_functional.all_reduce")]:
+        waited = computed & set(node.users) or node.phase is Phase.FORWARD
+        if not waited and rewriter.allows(node, "own-stream"):
+            own = stream(mesh_axis(axis_of(node)), "gradients")
+            rewriter.set_args(node, *node.with_arg("group_name", own))
+            ctx.count("separated")
 
 
-def _reorder(rewriter: Rewriter, order: Sequence[Node]) -> None:
+def reorder(rewriter: Rewriter, order: Sequence[Node]) -> None:
+    """Bring the operations of a program into an order, with as few moves as that takes.
+
+    Args:
+        rewriter: Of the program.
+        order: All its operations in a topological order, without placeholders and output.
+    """
     now = [n for n in rewriter.graph.nodes if n.op.kind not in ("placeholder", "output")]
     inputs = [n for n in rewriter.graph.nodes if n.op.kind == "placeholder"]
     with rewriter.rewrite("order"):
@@ -123,5 +150,13 @@ def _report(ctx: PassContext, priced: Durations, before: Timeline, after: Timeli
     }
     for name, seconds in figures.items():
         ctx.count(name, round(seconds * 1e6))
-    for wait, stall in sorted(after.stalls.items(), key=lambda item: -item[1])[:8]:
+
+
+def _explain(ctx: PassContext, problem: Problem, schedule: Schedule) -> None:
+    phase = problem.nodes[0].phase.value
+    if schedule.name == "program order":
+        ctx.remark("missed", None, f"no order of the {phase} within the memory is faster than the program's own")
+    else:
+        ctx.remark("applied", None, f"{phase}: {schedule.name}, a peak of {schedule.peak / 2**20:.1f} MiB")
+    for wait, stall in sorted(schedule.timeline.stalls.items(), key=lambda item: -item[1])[:4]:
         ctx.remark("missed", wait, f"still stalls for {stall * 1e6:.0f} us by estimate")

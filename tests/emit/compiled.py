@@ -11,6 +11,7 @@ from torch._inductor.codecache import PyCodeCache
 import autosp_ir as air
 from autosp_ir import _torch_compat
 from autosp_ir.emit import inductor
+from autosp_ir.emit.parallelize import default_pipeline
 from tests.emit.steps import Measured, largest_error, loss_of, measure
 from tests.models import build
 
@@ -49,23 +50,51 @@ OVERLAPPED = "overlap{device=cpu link=network-400g memory=4.0}"
 PIPELINE = "canonicalize,pad-tokens,token-partition,ulysses,differentiate{decompose=true},remat,grad-sync,lower-comm,"
 
 
-def forward_code(rank: int, world: int, name: str, pinned: bool) -> str:
-    """The forward of an overlapped program; without pins Inductor is free to move what was arranged."""
+IN_GROUPS = PIPELINE.replace("ulysses,", "ulysses,head-chunk{chunks=2},")
+KINDS = {
+    "all_to_all_single.default(": "start",
+    "all_to_all_single": "start",
+    "wait_tensor.default(": "wait",
+    "wait_tensor": "wait",
+    "extern_kernels.mm(": "product",
+    "aten.mm": "product",
+    "autosp.attention.default(": "attention",
+    "autosp.attention": "attention",
+}
+
+
+def arranged(name: str) -> list[str]:
+    """Exchanges, waits, products and attention of the forward, in the order that `overlap` gave them."""
+    model, batch = build(name, length=32)
+    program = air.PassManager(IN_GROUPS + OVERLAPPED).run(air.capture(model, batch), mesh={"sp": 2}).program
+    named = [n.op.name.removeprefix("_c10d_functional.") for n in program.graph.nodes if n.phase is air.Phase.FORWARD]
+    return [KINDS[each] for each in named if each in KINDS]
+
+
+def forward_order(rank: int, world: int, name: str, pinned: bool) -> list[str]:
+    """The same order in Inductor's code; without pins Inductor is free to move what was arranged."""
+    lines = _forward_code(name, pinned).splitlines()
+    return [kind for line in lines for mark, kind in KINDS.items() if mark.endswith("(") and mark in line]
+
+
+def _forward_code(name: str, pinned: bool) -> str:
     with mock.patch.object(inductor, "pinning_pass", _torch_compat.pinning_pass if pinned else lambda *_: None):
-        return _code(name, "autosp.attention.default(", PIPELINE + OVERLAPPED)
+        return _code(name, "autosp.attention.default(", IN_GROUPS + OVERLAPPED)
 
 
 def backward_code(rank: int, world: int, name: str) -> str:
     """The body of the code that Inductor generated for the backward."""
-    return _code(name, "attention_backward", None)
+    alone = default_pipeline(backend="inductor").replace("bucket=auto", "bucket=0.0")
+    return _code(name, "attention_backward", alone)
 
 
 def overlapped_gradients(rank: int, world: int, name: str) -> bool:
-    """Whether an overlapped step gives bit for bit what the program's own order gives."""
+    """Whether an overlapped step gives bit for bit what the program's own order gives, buckets being equal."""
     model, batch = build(name, length=33)
-    plain = PIPELINE.replace("{decompose=true}", "")
+    plain = PIPELINE.replace("{decompose=true}", "").replace("grad-sync", "grad-sync{bucket=0.01}")
     own = measure(model, air.parallelize(model, batch, pipeline=plain[:-1], backend="aot_eager"), batch)
-    found = measure(model, air.parallelize(model, batch, pipeline=plain + OVERLAPPED, backend="aot_eager"), batch)
+    own_stream = OVERLAPPED.replace("}", " gradients=own}")
+    found = measure(model, air.parallelize(model, batch, pipeline=plain + own_stream, backend="aot_eager"), batch)
     return own[0] == found[0] and all(torch.equal(own[1][n], found[1][n]) for n in own[1])
 
 

@@ -19,7 +19,7 @@ LINE = [
     ("token-partition", "canonical", "partitioned", {"shard": 1, "all_reduce": 1, "invariant_to_replicate": 4}),
     ("ulysses", "partitioned", "ulysses", {"all_to_all": 4, "all_gather": 0}),
     ("ulysses{fuse=qkv}", "partitioned", "ulysses_fused", {"all_to_all": 2, "all_gather": 0}),
-    ("head-chunk", "canonical", "head_chunked", {"attention": 2, "chunk": 3, "unchunk": 1}),
+    ("head-chunk", "canonical", "head_chunked", {"attention": 4, "chunk": 5, "unchunk": 3}),
     ("tile{chunks=4}", "wide", "wide_tiled", {"chunk": 3, "unchunk": 1}),
     ("differentiate", "ulysses", "joint", {"attention_backward": 1, "all_to_all": 8}),
     ("remat", "joint", "rematerialized", {"all_to_all": 8}),

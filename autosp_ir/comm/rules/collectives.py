@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from autosp_ir.comm.rules.base import Outcome, RuleContext, quotient, rule, whole
 from autosp_ir.ir.program import Stage
+from autosp_ir.ir.streams import mesh_axis
 from autosp_ir.ir.types import INVARIANT, REPLICATE, Invariant, Partial, Placement, Shard
 
 _STRICT_INPUT = "the operand must be Invariant: remove the operator, or read the value in front of the one above it"
 
 
-def _own(ctx: RuleContext, name: str = "axis") -> bool:
+def _own(ctx: RuleContext) -> bool:
     """Whether the operator acts along the axis being placed."""
-    return bool(ctx.arg(name) == ctx.axis)
+    return bool(ctx.arg("axis") == ctx.axis)
 
 
 def _other_axis(ctx: RuleContext, touched: set[int]) -> Placement:
@@ -124,7 +125,7 @@ def _axis_index(ctx: RuleContext) -> Outcome:
 
 
 def _own_group(ctx: RuleContext) -> bool:
-    return _own(ctx, "group_name")
+    return mesh_axis(str(ctx.arg("group_name"))) == ctx.axis
 
 
 def _check_sum(ctx: RuleContext) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from autosp_ir.analysis.timeline import Channels
+from autosp_ir.analysis.channels import Channels
 from autosp_passes._schedule.problem import Problem
 
 

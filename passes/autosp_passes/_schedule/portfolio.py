@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from autosp_ir.analysis.timeline import Timeline
 from autosp_passes._motion import start_early, wait_late
+from autosp_passes._schedule.cp_sat import solve
 from autosp_passes._schedule.lists import list_order
 from autosp_passes._schedule.problem import Problem
 
 # Places that work may run ahead of the program: without a bound, about a layer, and about an operation.
 _AHEAD = (10**9, 400, 100, 25)
 _PATIENCE = (0.0, 0.5)
-_PERTURBED = 6
-_NOISE = 0.2
+_PERTURBED = 4
+_NOISE = 0.03
 
 
 @dataclass(frozen=True)
@@ -35,25 +36,34 @@ class Schedule:
     peak: int
 
 
-def best(problem: Problem, cap: float, seed: int = 0) -> Schedule:
+def best(problem: Problem, cap: float, effort: float = 0.0) -> Schedule:
     """The fastest order within a memory cap; the program's own when none is.
 
     Args:
         problem: One half.
         cap: Bytes that may be alive at once. The program's own order is allowed whatever it takes.
-        seed: Of the perturbed candidates; the same on every rank.
+        effort: How long to search with CP-SAT as well, in its deterministic seconds; 0 to leave it out.
+
+    Raises:
+        UnsupportedError: CP-SAT is wanted and not installed.
     """
     found = _judged(problem, "program order", range(len(problem.nodes)))
     if not any(problem.comm):
         return found
     bound = problem.lower_bound
-    for name, order in _candidates(problem, seed):
+    for name, order in _candidates(problem):
         if found.timeline.makespan <= bound * (1 + 1e-6):
             break
         candidate = _judged(problem, name, order)
         if candidate.peak <= cap and _key(candidate) < _key(found):
             found = candidate
-    return found
+    if not effort:
+        return found
+    solved = solve(problem, found.order, effort).order
+    if solved is None:
+        return found
+    candidate = _judged(problem, "cp-sat", settled(problem, solved))
+    return candidate if candidate.peak <= cap and _key(candidate) < _key(found) else found
 
 
 def _key(schedule: Schedule) -> tuple[float, int]:
@@ -64,26 +74,28 @@ def _judged(problem: Problem, name: str, order: Sequence[int]) -> Schedule:
     return Schedule(name, tuple(order), problem.timeline(order), problem.peak(order))
 
 
-def _candidates(problem: Problem, seed: int) -> Iterator[tuple[str, list[int]]]:
+def _candidates(problem: Problem) -> Iterator[tuple[str, list[int]]]:
     own = [-float(i) for i in range(len(problem.nodes))]
     paths = problem.longest_paths()
-    yield "starts early, waits late", _settled(problem, range(len(problem.nodes)))
+    for overtake in (True, False):
+        yield f"starts early, waits late {overtake=}", settled(problem, range(len(problem.nodes)), overtake)
     for ahead in _AHEAD:
         for patience in _PATIENCE:
             for name, urgency in (("program order, stalls filled", own), ("critical path", paths)):
                 order = list_order(problem, urgency, ahead, patience)
-                yield f"{name} {ahead=} {patience=}", _settled(problem, order)
-    draw = random.Random(seed)
+                yield f"{name} {ahead=} {patience=}", settled(problem, order)
+    # The same on every rank.
+    draw = random.Random(0)
     for ahead in _AHEAD[:3]:
         for _ in range(_PERTURBED):
             urgency = [path * (1 + _NOISE * draw.random()) for path in paths]
-            yield f"critical path, perturbed {ahead=}", _settled(problem, list_order(problem, urgency, ahead))
+            yield f"critical path, perturbed {ahead=}", settled(problem, list_order(problem, urgency, ahead))
 
 
-def _settled(problem: Problem, order: Sequence[int]) -> list[int]:
+def settled(problem: Problem, order: Sequence[int], overtake: bool = False) -> list[int]:
     """Starts as early and waits as late as the order of costed work allows."""
     number = {node: i for i, node in enumerate(problem.nodes)}
-    return [number[n] for n in wait_late(start_early([problem.nodes[i] for i in order]))]
+    return [number[n] for n in wait_late(start_early([problem.nodes[i] for i in order], overtake=overtake))]
 
 
-__all__ = ["Schedule", "best"]
+__all__ = ["Schedule", "best", "settled"]

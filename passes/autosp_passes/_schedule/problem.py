@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from autosp_ir.analysis.aliasing import Aliasing, Storage
+from autosp_ir.analysis.fused import Fusion
 from autosp_ir.analysis.timeline import Durations, Timeline, axis_of, is_start, is_wait, run, start_of
 from autosp_ir.ir.graph import Node, Phase
 from autosp_ir.ir.ops import Trait
@@ -79,32 +80,52 @@ class Problem:
         return tail
 
 
-def halves(program: Program, priced: Durations) -> list[Problem]:
+def halves(program: Program, priced: Durations, fusion: Fusion | None = None) -> list[Problem]:
     """The forward, and everything behind it, as two problems; a half without operations is left out.
 
     Args:
         program: A lowered program without symbolic extents.
         priced: Seconds of every node.
+        fusion: The program as a compiler fuses it, if it will.
     """
-    memory = _Memory(program)
+    memory = _Memory.of(program) if fusion is None else _Memory.fused(fusion)
     own = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
     forward = [n for n in own if n.phase is Phase.FORWARD]
     rest = [n for n in own if n.phase is not Phase.FORWARD]
     return [_problem(part, priced, memory) for part in (forward, rest) if part]
 
 
+@dataclass(frozen=True)
 class _Memory:
-    """Which storages each node makes and reads, and which outlive the program."""
+    """Which storages each node makes, and which nodes make or read each."""
 
-    def __init__(self, program: Program) -> None:
+    made: dict[Node, list[Storage]]
+    readers: dict[Storage, list[Node]]
+
+    @classmethod
+    def of(cls, program: Program) -> _Memory:
+        """As the operations run one by one."""
         aliasing = Aliasing()
-        self.made: dict[Node, list[Storage]] = {}
-        self.readers: dict[Storage, list[Node]] = {}
+        found = cls({}, {})
         for node in program.graph.nodes:
-            if node.op.kind != "output":
-                self.made[node] = [s for s in aliasing.step(node) if s.owned]
-            values = (*node.results, *node.operands) if node.op.kind != "output" else node.operands
-            for storage in {s for v in values for s in aliasing.storages(v) if s.owned}:
+            made = aliasing.step(node) if node.op.kind != "output" else []
+            found._add(node, made, {s for v in node.operands for s in aliasing.storages(v)})
+        return found
+
+    @classmethod
+    def fused(cls, fusion: Fusion) -> _Memory:
+        """As a compiler fuses them: what it never writes is neither made nor read."""
+        found = cls({}, {})
+        for node in fusion.nodes:
+            made = [s for s in fusion.made.get(node, ()) if s not in fusion.absent]
+            acts = node.op.kind == "output" or made or (fusion.runs(node) and not fusion.made[node])
+            found._add(node, made, fusion.reads[node] if acts else set())
+        return found
+
+    def _add(self, node: Node, made: list[Storage], read: set[Storage]) -> None:
+        self.made[node] = [s for s in made if s.owned]
+        for storage in {*made, *read}:
+            if storage.owned:
                 self.readers.setdefault(storage, []).append(node)
 
 
