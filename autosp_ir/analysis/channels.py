@@ -59,6 +59,11 @@ class Channels(Generic[K]):
             return preview._done[key]
         return self._done[key]
 
+    def backlog(self, stream: str) -> float:
+        """Seconds until the link of a stream is idle if nothing else is started."""
+        queues = (self._queues[s] for s in self._links.get(mesh_axis(stream), ()))
+        return sum(seconds for queue in queues for _, seconds in queue)
+
     def begun_at(self, key: K) -> float:
         """When a collective that has arrived, or is on its way, left the queue."""
         return self._begun[key]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from autosp_ir.errors import TerminationError
 
@@ -28,12 +29,13 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    thread, lock, finished = threading.get_ident(), threading.Lock(), threading.Event()
+    thread, lock, finished, fired = threading.get_ident(), threading.Lock(), threading.Event(), threading.Event()
 
     def expire() -> None:
         with lock:
             if not finished.is_set():
-                _raise_in(thread, _OutOfTimeError)
+                fired.set()
+                _raise_in(thread)
 
     timer = threading.Timer(seconds, expire)
     timer.daemon = True
@@ -44,21 +46,34 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         finally:
             with lock:
                 finished.set()
-                _raise_in(thread, None)
             timer.cancel()
+        if fired.is_set():
+            _let_it_arrive()
     except _OutOfTimeError as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise TerminationError(
             f"still running after {seconds:g} s (at {frame.filename}:{frame.lineno})",
             hint="the pass loops for ever, or needs a longer timeout",
         ) from None
+    except BaseException:
+        if fired.is_set():
+            with suppress(_OutOfTimeError):
+                _let_it_arrive()
+        raise
 
 
-def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
-    """Raise in another thread, or take back what it has not noticed yet."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), ctypes.py_object(kind) if kind is not None else None
-    )
+def _raise_in(thread: int) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_OutOfTimeError))
+
+
+def _let_it_arrive() -> None:
+    """Give an exception that is on its way to this thread the time to be raised here, and not in later code.
+
+    Taking it back, which CPython also offers, leaves the interpreter asked to look for one for ever: from then on
+    Python 3.11 never leaves the first line of a function that a debugger traces.
+    """
+    for _ in range(100):
+        time.sleep(1e-3)
 
 
 __all__ = ["time_limit"]

@@ -1,20 +1,30 @@
 """List scheduling: whenever the compute stream is free, the most urgent task that is ready.
 
 A start costs the compute stream nothing and goes out as soon as it can. A wait whose collective is not done yet is put
-off for as long as there is other work. How far work may run ahead of the program's own order is bounded: what runs
-early holds its result, and what runs late its operands.
+off for as long as there is other work. Work that nothing costed waits for, in a backward the gradients of weights, can
+be held in reserve for such moments. Both cost memory, so both are bounded: what runs early holds its result, and what
+runs late its operands. Collectives of such work, the reductions of those gradients, can be kept out of the way of others:
+they go out in front of a task that is longer than they take, and nothing is held back from the last such task on.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Sequence
 
 from autosp_ir.analysis.channels import Channels
 from autosp_passes._schedule.problem import Problem
 
 
-def list_order(problem: Problem, urgency: Sequence[float], ahead: int, patience: float = 0.0) -> list[int]:
+def list_order(
+    problem: Problem,
+    urgency: Sequence[float],
+    ahead: int,
+    patience: float = 0.0,
+    reserve: float = 0.0,
+    yielding: bool = False,
+) -> list[int]:
     """An order by list scheduling.
 
     Args:
@@ -22,8 +32,10 @@ def list_order(problem: Problem, urgency: Sequence[float], ahead: int, patience:
         urgency: Of each task; the greatest goes first, the program's own order decides between equals.
         ahead: How many places in front of the first task that is not done a task may be.
         patience: A more urgent wait is waited for if that takes less than this part of the next task's time.
+        reserve: Seconds of work that nothing costed waits for which may be held back.
+        yielding: Whether collectives that nothing costed waits for keep out of the way.
     """
-    return _Lists(problem, urgency, ahead, patience).run()
+    return _Lists(problem, urgency, ahead, patience, reserve, yielding).run()
 
 
 class _Lists:
@@ -34,13 +46,30 @@ class _Lists:
         urgency: As in `list_order`.
         ahead: Likewise.
         patience: Likewise.
+        reserve: Likewise.
+        yielding: Likewise.
     """
 
-    def __init__(self, problem: Problem, urgency: Sequence[float], ahead: int, patience: float) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        urgency: Sequence[float],
+        ahead: int,
+        patience: float,
+        reserve: float,
+        yielding: bool,
+    ) -> None:
         self._problem = problem
         self._urgency = urgency
         self._ahead = ahead
         self._patience = patience
+        self._most_reserved = reserve
+        self._reserved = 0.0
+        self._reserve: deque[int] = deque()
+        self._yielding = yielding
+        self._postponed: deque[int] = deque()
+        self._spare = problem.spare()
+        self._last_long = self._find_last_long() if yielding else len(problem.nodes)
         self._missing = [len(needed) for needed in problem.before]
         self._work: list[tuple[float, int]] = []
         self._starts: list[tuple[float, int]] = []
@@ -71,7 +100,15 @@ class _Lists:
             if self._problem.start[task] is not None:
                 self._waits.append(task)
                 continue
-            heap = self._starts if self._problem.axis[task] is not None else self._work
+            starts = self._problem.axis[task] is not None
+            if self._spare[task] and starts and self._yielding:
+                self._postponed.append(task)
+                continue
+            if self._spare[task] and not starts and self._most_reserved:
+                self._reserve.append(task)
+                self._reserved += self._problem.compute[task]
+                continue
+            heap = self._starts if starts else self._work
             heapq.heappush(heap, (-self._urgency[task], task))
 
     def _next(self) -> int:
@@ -81,9 +118,25 @@ class _Lists:
         for wait in self._waits:
             if self._channels.is_done(self._started(wait)):
                 return self._take(wait)
-        if not self._work:
+        return self._next_work()
+
+    def _next_work(self) -> int:
+        """The next task that takes time, or a postponed start that it covers."""
+        full = self._reserved > self._most_reserved
+        if self._work and self._work[0][1] == self._last_long:
+            full = True
+            self._most_reserved = 0.0
+        from_reserve = bool(self._reserve) and (full or not self._work)
+        if not from_reserve and not self._work:
+            if self._postponed:
+                return self._postponed.popleft()
             return self._take(self._soonest(self._waits))
-        task = self._work[0][1]
+        task = self._reserve[0] if from_reserve else self._work[0][1]
+        if self._postponed and self._covers(task, self._postponed[0]):
+            return self._postponed.popleft()
+        if from_reserve:
+            self._reserved -= self._problem.compute[task]
+            return self._reserve.popleft()
         urgent = [w for w in self._waits if self._urgency[w] > self._urgency[task]] if self._patience else []
         if urgent:
             soonest = self._soonest(urgent)
@@ -91,6 +144,18 @@ class _Lists:
             if stall < self._patience * self._problem.compute[task]:
                 return self._take(soonest)
         return heapq.heappop(self._work)[1]
+
+    def _find_last_long(self) -> int:
+        """The last task that covers any collective nothing costed waits for."""
+        problem = self._problem
+        longest = max((c for c, spare in zip(problem.comm, self._spare, strict=True) if spare), default=0.0)
+        long = (i for i in reversed(range(len(problem.nodes))) if problem.compute[i] > longest > 0)
+        return next(long, len(problem.nodes))
+
+    def _covers(self, task: int, start: int) -> bool:
+        """Whether a task is long enough for a collective behind all that is on its link."""
+        axis = self._problem.axis[start] or ""
+        return self._channels.backlog(axis) + self._problem.comm[start] <= self._problem.compute[task]
 
     def _soonest(self, waits: Sequence[int]) -> int:
         return min(waits, key=lambda w: (self._channels.done_at(self._started(w)), -self._urgency[w], w))

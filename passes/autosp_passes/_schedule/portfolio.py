@@ -15,6 +15,8 @@ from autosp_passes._schedule.problem import Problem
 # Places that work may run ahead of the program: without a bound, about a layer, and about an operation.
 _AHEAD = (10**9, 400, 100, 25)
 _PATIENCE = (0.0, 0.5)
+# Work held back, in times of the longest exchange.
+_RESERVES = (0, 1, 2, 4, 8)
 _PERTURBED = 4
 _NOISE = 0.03
 
@@ -84,6 +86,11 @@ def _candidates(problem: Problem) -> Iterator[tuple[str, list[int]]]:
             for name, urgency in (("program order, stalls filled", own), ("critical path", paths)):
                 order = list_order(problem, urgency, ahead, patience)
                 yield f"{name} {ahead=} {patience=}", settled(problem, order)
+    longest = max(problem.comm)
+    for yielding in (False, True):
+        for factor in _RESERVES:
+            order = list_order(problem, own, _AHEAD[0], 0.0, factor * longest, yielding)
+            yield f"program order, {factor} exchanges of work in reserve {yielding=}", settled(problem, order)
     # The same on every rank.
     draw = random.Random(0)
     for ahead in _AHEAD[:3]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from autosp_ir.analysis.aliasing import Aliasing, Storage
+from autosp_ir.analysis.cost import is_costed
 from autosp_ir.analysis.fused import Fusion
 from autosp_ir.analysis.timeline import Durations, Timeline, axis_of, is_start, is_wait, run, start_of
 from autosp_ir.ir.graph import Node, Phase
@@ -70,6 +71,14 @@ class Problem:
         """Seconds that no order of this half is shorter than."""
         own = {node: self.priced.compute[node] for node in self.nodes}
         return Durations(own, {n: self.priced.comm[n] for n in self.nodes if n in self.priced.comm}).lower_bound
+
+    def spare(self) -> list[bool]:
+        """Whether nothing costed waits for each task."""
+        costed = [is_costed(node) for node in self.nodes]
+        leads = [False] * len(self.nodes)
+        for task in reversed(range(len(self.nodes))):
+            leads[task] = any(costed[i] or leads[i] for i in self.after[task])
+        return [not each for each in leads]
 
     def longest_paths(self) -> list[float]:
         """Seconds from the beginning of each task to the end of what depends on it, along the longest way."""

@@ -1,0 +1,1 @@
+"""What `benchmarks.overlap` compares: programs, and torch's scheduler under our prices."""
