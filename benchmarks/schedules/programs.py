@@ -9,7 +9,10 @@ from transformers import LlamaConfig, LlamaModel
 
 import autosp_ir as air
 
-_PIPELINE = "canonicalize,pad-tokens,token-partition,ulysses{heads},differentiate{{decompose=true}},remat{{aggressive=true}},grad-sync{{mode={sync}}},lower-comm"
+_PIPELINE = (
+    "canonicalize,pad-tokens,token-partition,ulysses{heads},differentiate{{decompose=true}},remat{{aggressive=true}},"
+    "grad-sync{{mode={sync}}},lower-comm"
+)
 
 
 class Layers(nn.Module):
@@ -37,7 +40,8 @@ class Layers(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states `[B, S, 4096]` to a number that needs all of them."""
         out = self.model(inputs_embeds=hidden).last_hidden_state
-        return out.float().square().mean()
+        loss: Tensor = out.float().square().mean()
+        return loss
 
 
 def captured(layers: int, tokens: int) -> air.Program:

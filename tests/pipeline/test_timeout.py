@@ -28,7 +28,7 @@ sys.settrace(lambda frame, event, argument: None)
 
 
 def test_a_loop_is_stopped_where_it_is() -> None:
-    with pytest.raises(air.PassError, match="test_timeout.py"), time_limit(0.05):
+    with pytest.raises(air.PassError, match=r"test_timeout\.py"), time_limit(0.05):
         while True:
             pass
 

@@ -3,8 +3,9 @@
 A start costs the compute stream nothing and goes out as soon as it can. A wait whose collective is not done yet is put
 off for as long as there is other work. Work that nothing costed waits for, in a backward the gradients of weights, can
 be held in reserve for such moments. Both cost memory, so both are bounded: what runs early holds its result, and what
-runs late its operands. Collectives of such work, the reductions of those gradients, can be kept out of the way of others:
-they go out in front of a task that is longer than they take, and nothing is held back from the last such task on.
+runs late its operands. Collectives of such work, the reductions of those gradients, can be kept out of the way of
+others: they go out in front of a task that is longer than they take, and nothing is held back from the last such task
+on.
 """
 
 from __future__ import annotations
