@@ -58,11 +58,13 @@ class Timeline:
     Args:
         makespan: Seconds until both streams are done.
         begin: When each node begins: on the compute stream, or on its communication stream for a start.
+        arrive: When each collective that is started has arrived.
         stalls: Seconds that each wait holds up the compute stream; waits that do not are absent.
     """
 
     makespan: float
     begin: Mapping[Node, float]
+    arrive: Mapping[Node, float]
     stalls: Mapping[Node, float]
 
     @property
@@ -143,7 +145,7 @@ def run(order: Sequence[Node], priced: Durations) -> Timeline:
         now += priced.compute[node]
     end = max(now, channels.drain())
     begin.update((node, channels.begun_at(node)) for node in started)
-    return Timeline(end, begin, stalls)
+    return Timeline(end, begin, {node: channels.done_at(node) for node in started}, stalls)
 
 
 __all__ = ["Durations", "Timeline", "axis_of", "durations", "is_start", "is_wait", "run", "start_of"]

@@ -4,8 +4,7 @@ A start costs the compute stream nothing and goes out as soon as it can. A wait 
 off for as long as there is other work. Work that nothing costed waits for, in a backward the gradients of weights, can
 be held in reserve for such moments. Both cost memory, so both are bounded: what runs early holds its result, and what
 runs late its operands. Collectives of such work, the reductions of those gradients, can be kept out of the way of
-others: they go out in front of a task that is longer than they take, and nothing is held back from the last such task
-on.
+others.
 """
 
 from __future__ import annotations
@@ -13,9 +12,12 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Sequence
+from typing import Literal
 
 from autosp_ir.analysis.channels import Channels
 from autosp_passes._schedule.problem import Problem
+
+Yielding = Literal["no", "covered", "idle"]
 
 
 def list_order(
@@ -24,7 +26,7 @@ def list_order(
     ahead: int,
     patience: float = 0.0,
     reserve: float = 0.0,
-    yielding: bool = False,
+    yielding: Yielding = "no",
 ) -> list[int]:
     """An order by list scheduling.
 
@@ -34,7 +36,8 @@ def list_order(
         ahead: How many places in front of the first task that is not done a task may be.
         patience: A more urgent wait is waited for if that takes less than this part of the next task's time.
         reserve: Seconds of work that nothing costed waits for which may be held back.
-        yielding: Whether collectives that nothing costed waits for keep out of the way.
+        yielding: Whether collectives that nothing costed waits for keep out of the way: `covered` ones go out in front
+            of a task that is longer than they take, `idle` ones also whenever their link is idle.
     """
     return _Lists(problem, urgency, ahead, patience, reserve, yielding).run()
 
@@ -58,7 +61,7 @@ class _Lists:
         ahead: int,
         patience: float,
         reserve: float,
-        yielding: bool,
+        yielding: Yielding,
     ) -> None:
         self._problem = problem
         self._urgency = urgency
@@ -70,7 +73,7 @@ class _Lists:
         self._yielding = yielding
         self._postponed: deque[int] = deque()
         self._spare = problem.spare()
-        self._last_long = self._find_last_long() if yielding else len(problem.nodes)
+        self._last_long = self._find_last_long() if yielding == "covered" else len(problem.nodes)
         self._missing = [len(needed) for needed in problem.before]
         self._work: list[tuple[float, int]] = []
         self._starts: list[tuple[float, int]] = []
@@ -102,7 +105,7 @@ class _Lists:
                 self._waits.append(task)
                 continue
             starts = self._problem.axis[task] is not None
-            if self._spare[task] and starts and self._yielding:
+            if self._spare[task] and starts and self._yielding != "no":
                 self._postponed.append(task)
                 continue
             if self._spare[task] and not starts and self._most_reserved:
@@ -154,9 +157,11 @@ class _Lists:
         return next(long, len(problem.nodes))
 
     def _covers(self, task: int, start: int) -> bool:
-        """Whether a task is long enough for a collective behind all that is on its link."""
+        """Whether a collective may go out in front of a task."""
         axis = self._problem.axis[start] or ""
-        return self._channels.backlog(axis) + self._problem.comm[start] <= self._problem.compute[task]
+        backlog = self._channels.backlog(axis)
+        idle = self._yielding == "idle" and not backlog
+        return idle or backlog + self._problem.comm[start] <= self._problem.compute[task]
 
     def _soonest(self, waits: Sequence[int]) -> int:
         return min(waits, key=lambda w: (self._channels.done_at(self._started(w)), -self._urgency[w], w))

@@ -5,19 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from autosp_ir.analysis.timeline import Timeline
 from autosp_passes._motion import start_early, wait_late
 from autosp_passes._schedule.cp_sat import solve
-from autosp_passes._schedule.lists import list_order
+from autosp_passes._schedule.lists import Yielding, list_order
 from autosp_passes._schedule.problem import Problem
 
 # Places that work may run ahead of the program: without a bound, about a layer, and about an operation.
-_AHEAD = (10**9, 400, 100, 25)
+_AHEAD = (10**9, 100, 25)
 _PATIENCE = (0.0, 0.5)
 # Work held back, in times of the longest exchange.
-_RESERVES = (0, 1, 2, 4, 8)
-_PERTURBED = 4
+_RESERVES = (0, 1, 2, 4)
+_PERTURBED = 2
 _NOISE = 0.03
 
 
@@ -87,13 +88,13 @@ def _candidates(problem: Problem) -> Iterator[tuple[str, list[int]]]:
                 order = list_order(problem, urgency, ahead, patience)
                 yield f"{name} {ahead=} {patience=}", settled(problem, order)
     longest = max(problem.comm)
-    for yielding in (False, True):
+    for yielding in get_args(Yielding):
         for factor in _RESERVES:
             order = list_order(problem, own, _AHEAD[0], 0.0, factor * longest, yielding)
             yield f"program order, {factor} exchanges of work in reserve {yielding=}", settled(problem, order)
     # The same on every rank.
     draw = random.Random(0)
-    for ahead in _AHEAD[:3]:
+    for ahead in _AHEAD[:2]:
         for _ in range(_PERTURBED):
             urgency = [path * (1 + _NOISE * draw.random()) for path in paths]
             yield f"critical path, perturbed {ahead=}", settled(problem, list_order(problem, urgency, ahead))
