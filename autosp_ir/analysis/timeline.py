@@ -1,7 +1,8 @@
-"""How long a lowered program takes: one compute stream in program order, and collectives that run beside it.
+"""How long a program takes: one compute stream in program order, and collectives and copies that run beside it.
 
-Every mesh axis is one first-in-first-out communication stream, as a process group is. A start costs no compute time; a
-wait stalls the compute stream until its collective is done, and what was started before it on the same axis with it.
+Every mesh axis is one first-in-first-out communication stream, as a process group is, and so is each direction between
+device and host memory. A start costs no compute time; a wait stalls the compute stream until its collective or copy is
+done, and what was started before it on the same stream with it. A collective that is not lowered yet holds up compute.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from autosp_ir.analysis.cost import Device, Link, compute_seconds, cost_of, link_seconds
+from autosp_ir.analysis.cost import HOST_LINKS, Device, Link, compute_seconds, cost_of, link_seconds
+from autosp_ir.comm.host_memory import WAIT_COPY, starts_copy
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.ops import Trait
 
@@ -23,7 +25,7 @@ class Durations:
 
     Args:
         compute: On the compute stream.
-        comm: On a communication stream, for the nodes that start a collective.
+        comm: On a communication stream, for the nodes that start a collective or a copy.
     """
 
     compute: Mapping[Node, float]
@@ -31,10 +33,10 @@ class Durations:
 
     @property
     def lower_bound(self) -> float:
-        """No schedule is shorter: all compute, or all communication of the busiest axis."""
+        """No schedule is shorter: all compute, or all communication of the busiest stream."""
         axes: dict[str, float] = {}
         for node, seconds in self.comm.items():
-            axes[axis_of(node)] = axes.get(axis_of(node), 0.0) + seconds
+            axes[stream_of(node)] = axes.get(stream_of(node), 0.0) + seconds
         return max(sum(self.compute.values()), max(axes.values(), default=0.0))
 
 
@@ -43,7 +45,7 @@ class Timeline:
     """One run.
 
     Args:
-        makespan: Seconds until both streams are done.
+        makespan: Seconds until all streams are done.
         begin: When each node begins: on the compute stream, or on its communication stream for a start.
         stalls: Seconds that each wait holds up the compute stream; waits that do not are absent.
     """
@@ -54,18 +56,25 @@ class Timeline:
 
     @property
     def exposed(self) -> float:
-        """Seconds of communication that no compute covers."""
+        """Seconds of communication and copies that no compute covers."""
         return sum(self.stalls.values())
 
 
-def durations(nodes: Iterable[Node], device: Device, link: Link, symbols: Mapping[str, int] | None = None) -> Durations:
+def durations(
+    nodes: Iterable[Node],
+    device: Device,
+    link: Link,
+    symbols: Mapping[str, int] | None = None,
+    host_link: Link = HOST_LINKS["pcie5"],
+) -> Durations:
     """Price every node.
 
     Args:
-        nodes: Nodes of a lowered program.
+        nodes: Nodes of a joint or lowered program.
         device: What computes.
         link: What connects the ranks.
         symbols: Numbers for symbolic extents.
+        host_link: What connects the device to host memory.
 
     Raises:
         UnsupportedError: An extent is symbolic and has no number.
@@ -75,8 +84,12 @@ def durations(nodes: Iterable[Node], device: Device, link: Link, symbols: Mappin
     for node in nodes:
         cost = cost_of(node, symbols)
         compute[node] = compute_seconds(cost, device)
-        if is_start(node):
+        if starts_copy(node):
+            comm[node] = link_seconds(cost, host_link)
+        elif is_start(node):
             comm[node] = link_seconds(cost, link)
+        else:
+            compute[node] += link_seconds(cost, link)
     return Durations(compute, comm)
 
 
@@ -91,14 +104,14 @@ def is_wait(node: Node) -> bool:
 
 
 def start_of(wait: Node) -> Node:
-    """The start that a wait waits for."""
+    """The start that a wait waits for, of a collective or a copy."""
     producer = wait.operands[0].producer
     return producer.operands[0].producer if producer.op.target is operator.getitem else producer
 
 
-def axis_of(start: Node) -> str:
-    """The mesh axis of a start."""
-    return str(start.arg("group_name"))
+def stream_of(start: Node) -> str:
+    """The stream that a start runs on: the mesh axis of a collective, the direction of a copy."""
+    return start.op.name if starts_copy(start) else str(start.arg("group_name"))
 
 
 def run(order: Sequence[Node], priced: Durations) -> Timeline:
@@ -115,11 +128,11 @@ def run(order: Sequence[Node], priced: Durations) -> Timeline:
     stalls: dict[Node, float] = {}
     for node in order:
         if node in priced.comm:
-            axis = axis_of(node)
-            begin[node] = max(now, free.get(axis, 0.0))
-            done[node] = free[axis] = begin[node] + priced.comm[node]
+            stream = stream_of(node)
+            begin[node] = max(now, free.get(stream, 0.0))
+            done[node] = free[stream] = begin[node] + priced.comm[node]
             continue
-        if is_wait(node) and start_of(node) in done:
+        if (is_wait(node) or node.is_op(WAIT_COPY)) and start_of(node) in done:
             finished = done[start_of(node)]
             if finished > now:
                 stalls[node] = finished - now
@@ -129,4 +142,4 @@ def run(order: Sequence[Node], priced: Durations) -> Timeline:
     return Timeline(max([now, *free.values()]), begin, stalls)
 
 
-__all__ = ["Durations", "Timeline", "axis_of", "durations", "is_start", "is_wait", "run", "start_of"]
+__all__ = ["Durations", "Timeline", "durations", "is_start", "is_wait", "run", "start_of", "stream_of"]

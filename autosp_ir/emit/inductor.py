@@ -39,8 +39,8 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     """
     traced, inputs = _traced(split.forward, {})
     own = _with_own_storage(split.forward, traced, inputs)
-    # What `overlap` and `tile` arranged would otherwise be rearranged, and chunks fused with one another.
-    arranged = split.forward.facts & {"overlapped", "tiled"}
+    # What these passes arranged would otherwise be rearranged, and chunks fused with one another.
+    arranged = split.forward.facts & {"overlapped", "tiled", "offloaded"}
     pins = pinning_pass(_is_costed, _adds_a_chunk, ",".join(_COSTED)) if arranged else None
     forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False, last_pass=pins)
     if split.backward is None:

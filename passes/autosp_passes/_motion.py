@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from autosp_ir.analysis.cost import is_costed
 from autosp_ir.analysis.timeline import Durations, is_start, is_wait, run, start_of
+from autosp_ir.comm.host_memory import WAIT_COPY, starts_copy
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.ops import Trait
 
@@ -16,9 +17,10 @@ _WINDOW = 8
 
 
 def is_light(node: Node) -> bool:
-    """Whether a node may follow a start or a wait when that moves: neither costed work nor communication."""
-    moves = node.op.kind == "call_function" and not is_costed(node)
-    return moves and not is_start(node) and not is_wait(node) and not node.op.traits & _KEEPS_ORDER
+    """Whether a node may follow a start or a wait when that moves: neither costed work, communication nor a copy."""
+    moves = node.op.kind == "call_function" and not is_costed(node) and not starts_copy(node)
+    apart = is_start(node) or is_wait(node) or node.is_op(WAIT_COPY)
+    return moves and not apart and not node.op.traits & _KEEPS_ORDER
 
 
 def start_early(order: Sequence[Node]) -> list[Node]:
