@@ -5,7 +5,8 @@
 
 A storage is offloaded only where the cost model says that both copies hide: the one to the host under the rest of the
 forward, the one back under the backward in front of its first reader, each on a stream of its own that runs its copies
-one by one. Times are those of a fused program, the shortest, so that a program that is not fused hides them as well.
+one by one. Times are the shortest there can be, those of a fused program whose communication all hides, so that copies
+hide under whatever the program becomes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from autosp_ir.analysis.cost import Device, Link, device, host_link, link
+from autosp_ir.analysis.cost import LINKS, Device, Link, device, host_link
 from autosp_ir.analysis.fused import Fusion, fused_durations
 from autosp_ir.analysis.liveness import liveness
-from autosp_ir.analysis.timeline import run
-from autosp_ir.comm.host_memory import OFFLOAD, RELOAD, WAIT_COPY
-from autosp_ir.ir.graph import Node, Phase, Value, map_values
+from autosp_ir.analysis.timeline import Durations, run
+from autosp_ir.comm.host_memory import OFFLOAD, RELOAD, WAIT_COPY, starts_copy
+from autosp_ir.ir.graph import Phase, Value, map_values
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import OutputKind, Program, Stage
 from autosp_ir.ir.types import TensorType
@@ -29,18 +30,17 @@ from autosp_passes._host_copies import Candidates
 from autosp_passes._host_schedule import FULL, HostSchedule, Selection, Slot, select
 from autosp_passes._remat.budget import parse_size
 
-_Priced = tuple[Device, Link, Link]
-
 
 class Offload(Pass):
     """Keep saved activations in host memory where the copies hide: `offload{host=64GiB host_link=pcie5}`.
 
     What lies idle longest goes first, until the peak falls no more, or `peak` or `fraction` is met, or `host` is used
-    up. Parameters, inputs and outputs stay, and what shares memory with them. Needs `remat` before it.
+    up. Parameters, inputs and outputs stay, and what shares memory with them. Needs `remat` before it, and is best the
+    last pass: where the peak stands and what copies run beside is known when the order is.
     """
 
     name = "offload"
-    stage = Stage.JOINT
+    stage = (Stage.JOINT, Stage.LOWERED)
     requires = frozenset({"rematerialised"})
     provides = frozenset({"offloaded"})
     conflicts = frozenset({"offloaded"})
@@ -58,8 +58,6 @@ class Offload(Pass):
         """What takes less stays on the device: copying it is mostly latency."""
         device: str = "h100"
         """What computes, for the estimate: h100, h200, a100 or cpu."""
-        link: str = "nvlink4"
-        """What connects the ranks, for the estimate: nvlink4, nvlink3, pcie or network-400g."""
         host_link: str = "pcie5"
         """What connects a device to host memory: pcie5, pcie4 or nvlink-c2c."""
 
@@ -84,20 +82,22 @@ class Offload(Pass):
         A program without a backward, with a symbolic length, or that writes in place stays as it is, with a remark.
 
         Raises:
-            UnsupportedError: The tables do not know the device or a link.
+            UnsupportedError: The tables do not know the device or the link.
         """
-        priced_by = device(self.options.device), link(self.options.link), host_link(self.options.host_link)
+        on, over = device(self.options.device), host_link(self.options.host_link)
         kept = _reason_to_keep(program)
         if kept is not None:
             ctx.remark("missed", None, kept)
             return
         candidates = Candidates(program, parse_size(self.options.smallest))
         before = liveness(program)
-        selection = self._selected(program, candidates, dict(zip(before.names, before.curve, strict=True)), priced_by)
+        curve = dict(zip(before.names, before.curve, strict=True))
+        selection = self._selected(candidates, curve, _durations(program, on, over), over)
         _Writer(program, ctx, candidates).write(selection)
         self._report_what_stays(ctx, candidates, selection)
         after = liveness(program)
-        exposed = run(*_timed(program, *priced_by)).exposed
+        nodes = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
+        exposed = run(nodes, _durations(program, on, over)).exposed
         ctx.count("peak_bytes_before", before.peak_bytes)
         ctx.count("peak_bytes", after.peak_bytes)
         ctx.count("exposed_us", round(exposed * 1e6))
@@ -124,13 +124,12 @@ class Offload(Pass):
         return self.options.fraction * whole if self.options.fraction is not None else 0.0
 
     def _selected(
-        self, program: Program, candidates: Candidates, curve: Mapping[str, int], priced_by: _Priced
+        self, candidates: Candidates, curve: Mapping[str, int], priced: Durations, to_host: Link
     ) -> Selection:
-        priced = fused_durations(Fusion(program), *priced_by)
         schedule = HostSchedule(
             [priced.compute[n] for n in candidates.order],
             candidates.forward,
-            priced_by[2],
+            to_host,
             [curve[n.name] for n in candidates.order],
         )
         return select(
@@ -138,9 +137,11 @@ class Offload(Pass):
         )
 
 
-def _timed(program: Program, on: Device, over: Link, to_host: Link) -> tuple[list[Node], Any]:
-    nodes = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
-    return nodes, fused_durations(Fusion(program), on, over, to_host)
+def _durations(program: Program, on: Device, to_host: Link) -> Durations:
+    """What everything takes, collectives nothing."""
+    priced = fused_durations(Fusion(program), on, LINKS["nvlink4"], to_host)
+    compute = {n: 0.0 if n.op.has(Trait.COLLECTIVE) else seconds for n, seconds in priced.compute.items()}
+    return Durations(compute, {n: seconds for n, seconds in priced.comm.items() if starts_copy(n)})
 
 
 def _reason_to_keep(program: Program) -> str | None:
