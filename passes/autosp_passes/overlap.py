@@ -3,14 +3,15 @@
 A collective starts as soon as it is ready and is awaited in front of the first costed work that reads it. Where a wait
 would still stall, work that stood in front of the start moves between the two: in a backward the gradients of weights,
 which nothing waits for. Candidates are judged on a timeline of one compute stream and one communication stream for each
-axis, and by their memory; the order of the program itself is one of them, so that no schedule is worse than none.
+axis and each direction of copies to host memory, and by their memory; the order of the program itself is one of them,
+so that no schedule is worse than none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autosp_ir.analysis.cost import device, link
+from autosp_ir.analysis.cost import device, host_link, link
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.analysis.timeline import Durations, Timeline, durations, is_start, run
 from autosp_ir.ir.graph import Node, Phase
@@ -42,6 +43,8 @@ class Overlap(Pass):
         """What computes, for the estimate: h100, h200, a100 or cpu."""
         link: str = "nvlink4"
         """What connects the ranks, for the estimate: nvlink4, nvlink3, pcie or network-400g."""
+        host_link: str = "pcie5"
+        """What connects a device to host memory, where the program offloads: pcie5, pcie4 or nvlink-c2c."""
         memory: float = 1.02
         """The peak may grow to this multiple of that of the program's own order."""
 
@@ -54,15 +57,15 @@ class Overlap(Pass):
         with a remark.
 
         Raises:
-            UnsupportedError: The tables do not know the device or link.
+            UnsupportedError: The tables do not know the device or a link.
         """
-        on, over = device(self.options.device), link(self.options.link)
+        on, over, to_host = device(self.options.device), link(self.options.link), host_link(self.options.host_link)
         kept = _reason_to_keep(program)
         if kept is not None:
             ctx.remark("missed", None, kept)
             return
         own = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
-        priced = durations(own, on, over)
+        priced = durations(own, on, over, host_link=to_host)
         rewriter = ctx.rewriter(program)
         before = run(own, priced)
         cap = liveness(program).peak_bytes * self.options.memory

@@ -19,14 +19,15 @@ from tests.e2e.pairwise import Case, pairwise
 from tests.models import build
 
 _OFFLOAD = "offload{device=cpu host_link=nvlink-c2c smallest=0}"
-_OVERLAP = "overlap{device=cpu link=network-400g memory=2.0}"
+_OVERLAP = "overlap{device=cpu link=network-400g host_link=nvlink-c2c memory=2.0}"
 _FACTORS: dict[str, tuple[Any, ...]] = {
     "ranks": (1, 2, 4),
     "remat": ("save-all", "min-cut", "autosp-sac"),
     "head-chunk": ("", "head-chunk"),
     "tile": ("", "tile{wide=1.5}", "tile{wide=1.5} early-loss-gradient"),
-    "place": ("joint", "lowered", "overlapped"),
+    "place": ("joint", "overlapped"),
 }
+_MORE_PLACES = ("lowered",)
 _MORE_POLICIES = (
     "min-cut aggressive=true",
     "budget fraction=0.9",
@@ -53,10 +54,11 @@ def _pipeline(case: Case) -> str:
 
 def _cells() -> list[Any]:
     sample = pairwise(_FACTORS)
-    policies = (*_FACTORS["remat"], *_MORE_POLICIES)
-    product = [
-        dict(zip(_FACTORS, v, strict=True)) for v in itertools.product(*({**_FACTORS, "remat": policies}.values()))
-    ]
+    every = _FACTORS | {
+        "remat": (*_FACTORS["remat"], *_MORE_POLICIES),
+        "place": (*_FACTORS["place"], *_MORE_PLACES),
+    }
+    product = [dict(zip(every, values, strict=True)) for values in itertools.product(*every.values())]
     rest = [case for case in product if case not in sample]
     marked = [(case, ()) for case in sample] + [(case, (pytest.mark.long,)) for case in rest]
     return [pytest.param(case, id="-".join(str(v) for v in case.values()), marks=marks) for case, marks in marked]
@@ -68,7 +70,7 @@ def test_combinations_are_exact(case: Case) -> None:
     _check("llama-gqa", case)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long), 4])
+@pytest.mark.parametrize("ranks", [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 2)), 4])
 @pytest.mark.parametrize("name", ["llama-tied", pytest.param("plain", marks=pytest.mark.long)])
 def test_tied_weights(name: str, ranks: int) -> None:
     tile = "tile{wide=1.5} early-loss-gradient"
