@@ -205,13 +205,6 @@ def test_in_front_of_overlap_its_copies_count_in_the_order() -> None:
     assert len(priced.comm) > len([n for n in nodes if is_start(n)])
 
 
-def test_it_goes_in_front_of_the_reduction_of_gradients() -> None:
-    pipeline = f"{CUT},offload{{{SLOW}}},grad-sync,lower-comm"
-    result = air.PassManager(pipeline).run(reference().program, mesh={"sp": 2})
-    assert result.statistics["offload"]["storages"] > 0
-    reference().check(result.program, 1e-10)
-
-
 # Limits and refusals --------------------------------------------------------------------------------------------------
 
 
