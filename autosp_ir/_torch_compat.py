@@ -392,7 +392,10 @@ def pin_order(
     front of it and on what was started since. A wait right behind its start is left alone: pins cost fusion. From the
     first addition to a sum over chunks to the last one, every costed operation depends on the one in front of it and on
     the numbers computed since: otherwise chunks are fused with each other, or all their losses with the sum of them,
-    which reads the logits of every chunk.
+    which reads the logits of every chunk. Copies to host memory and back are tied in from both sides: no data says that
+    one from host memory begins late, nor that the wait of one to host memory, behind which the memory of its source is
+    free, comes early. Where there are copies all costed operations keep their order, or what a copy hides under moves
+    away.
 
     Args:
         graph: A graph of Inductor after its own passes. It is changed.
@@ -402,7 +405,7 @@ def pin_order(
     from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
     from torch.utils._ordered_set import OrderedSet
 
-    functional = torch.ops._c10d_functional
+    functional, copies = torch.ops._c10d_functional, torch.ops.autosp
     pins: dict[torch.fx.Node, OrderedSet[torch.fx.Node]] = {}
     last: torch.fx.Node | None = None
     started: dict[torch.fx.Node, torch.fx.Node | None] = {}
@@ -410,14 +413,22 @@ def pin_order(
     begin = 0
     nodes = list(graph.nodes)
     summing = [i for i, node in enumerate(nodes) if sums(node)] or [0]
+    copying = any(n.target in (copies.offload.default, copies.reload.default) for n in nodes)
     for place, node in enumerate(nodes):
-        if node.target is functional.wait_tensor.default:
+        if node.target in (functional.wait_tensor.default, copies.wait_copy.default):
             start: Any = node.args[0]
             earlier = [n for n in fresh if n is not start]
             if start in started and started[start] is not last and last is not None:
                 pins[node] = OrderedSet([last, *earlier])
             elif earlier:
                 pins[node] = OrderedSet(earlier)
+            if node.target is copies.wait_copy.default:
+                fresh.append(node)
+        elif node.target in (copies.offload.default, copies.reload.default):
+            if last is not None and node.target is copies.reload.default:
+                pins[node] = OrderedSet([last])
+            started[node] = last
+            fresh.append(node)
         elif str(getattr(node.target, "namespace", "")) == "_c10d_functional":
             started[node] = last
             fresh.append(node)
@@ -425,8 +436,9 @@ def pin_order(
             if fresh:
                 pins[node] = OrderedSet(fresh)
                 fresh = []
-            if last is not None and summing[0] < place <= summing[-1]:
-                pins.setdefault(node, OrderedSet()).update([last, *_numbers(nodes[begin:place])])
+            summed = summing[0] < place <= summing[-1]
+            if last is not None and (summed or copying):
+                pins.setdefault(node, OrderedSet()).update([last, *_numbers(nodes[begin:place] if summed else ())])
             last, begin = node, place + 1
     preserve_node_ordering(graph, pins)
 

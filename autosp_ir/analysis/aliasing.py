@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from autosp_ir._torch_compat import new_fake_mode
+from autosp_ir.comm.host_memory import on_host
 from autosp_ir.errors import AutoSPError, VerifyError
 from autosp_ir.ir.graph import Node, Value, map_values
 from autosp_ir.ir.infer import call_target
@@ -39,12 +40,14 @@ class Storage:
         bytes: Its size.
         owned: False for parameters, buffers, inputs and constants, which belong to the caller.
         node: The node that allocates it.
+        on_host: Whether it stands in host memory, where it takes nothing from the device.
     """
 
     id: int
     bytes: int
     owned: bool
     node: Node
+    on_host: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class Aliasing:
 
     def _allocate(self, node: Node, size: int, owned: bool) -> Storage:
         self._count += 1
-        return Storage(self._count - 1, size, owned, node)
+        return Storage(self._count - 1, size, owned, node, on_host(node))
 
     def _extent(self, extent: Dim) -> int:
         if isinstance(extent, int):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import Generic, TypeVar
 
 from autosp_ir.ir.streams import mesh_axis
@@ -41,7 +41,7 @@ class Channels(Generic[K]):
     def advance(self, now: float) -> None:
         """Let time pass until `now`."""
         for link in self._links:
-            self._run(link, now, None)
+            self._run(link, now)
         self._now = max(self._now, now)
 
     def is_done(self, key: K) -> bool:
@@ -50,14 +50,16 @@ class Channels(Generic[K]):
 
     def done_at(self, key: K) -> float:
         """When a collective arrives if nothing else is started."""
-        if key not in self._done:
-            preview: Channels[K] = Channels()
-            preview._now, preview._links = self._now, self._links
-            preview._queues = {stream: queue.copy() for stream, queue in self._queues.items()}
-            for link in self._links:
-                preview._run(link, float("inf"), key)
-            return preview._done[key]
-        return self._done[key]
+        return self._done[key] if key in self._done else self.soonest({key})[1]
+
+    def soonest(self, keys: Collection[K]) -> tuple[K, float]:
+        """Which of several collectives on their way arrives first if nothing else is started, and when."""
+        preview: Channels[K] = Channels()
+        preview._now, preview._links = self._now, self._links
+        preview._queues = {stream: queue.copy() for stream, queue in self._queues.items()}
+        for link in self._links:
+            preview._run(link, float("inf"), keys)
+        return min(((k, at) for k, at in preview._done.items() if k in keys), key=lambda item: item[1])
 
     def backlog(self, stream: str) -> float:
         """Seconds until the link of a stream is idle if nothing else is started."""
@@ -73,10 +75,11 @@ class Channels(Generic[K]):
         self.advance(float("inf"))
         return max(self._done.values(), default=0.0)
 
-    def _run(self, link: str, until: float, key: K | None) -> None:
-        """Move one link's heads forward together, up to a time or until `key` arrives."""
+    def _run(self, link: str, until: float, wanted: Collection[K] = ()) -> None:
+        """Move one link's heads forward together, up to a time or until one of those wanted arrives."""
         now = self._now
-        while key is None or key not in self._done:
+        arrived = False
+        while not arrived:
             active = [queue for s in self._links[link] if (queue := self._queues[s])]
             if not active:
                 return
@@ -95,6 +98,7 @@ class Channels(Generic[K]):
                     continue
                 queue.popleft()
                 self._done[head] = now
+                arrived = arrived or head in wanted
                 if queue:
                     self._begun[queue[0][0]] = now
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from autosp_ir.comm.host_memory import starts_copy
 from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
@@ -51,11 +52,11 @@ class Device:
 
 @dataclass(frozen=True)
 class Link:
-    """What connects the ranks of an axis.
+    """What connects the ranks of an axis, or a device to host memory.
 
     Args:
-        name: Key in `LINKS`.
-        bandwidth: Bytes per second that one rank sends.
+        name: Key in `LINKS` or `HOST_LINKS`.
+        bandwidth: Bytes per second that one rank sends, or that go each way at once between a device and its host.
         latency: Seconds before the first byte.
     """
 
@@ -82,6 +83,16 @@ LINKS = {
         Link("network-400g", 40e9, 30e-6),
     )
 }
+# Copies of pinned memory on sixteen lanes: four fifths of the 63 and 31.5 GB/s that PCI Express 5.0 and 4.0 specify for
+# each direction, and the same part of the 450 GB/s of a Grace Hopper's NVLink-C2C. Scaled from data sheets.
+HOST_LINKS = {
+    link.name: link
+    for link in (
+        Link("pcie5", 50e9),
+        Link("pcie4", 25e9),
+        Link("nvlink-c2c", 360e9),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Cost:
     Args:
         flops: Floating-point operations of products and attention; pointwise work is counted as bytes.
         bytes: Read and written in memory.
-        sent: Bytes that a collective sends from this rank.
+        sent: Bytes that a collective sends from this rank, or that are copied to or from host memory.
         dtype: Of the operands, which decides the rate.
         attention: 0, or 1 for attention and 2 for its backward.
     """
@@ -121,6 +132,15 @@ def link(name: str) -> Link:
     return _entry(LINKS, name, "link")
 
 
+def host_link(name: str) -> Link:
+    """A link between a device and host memory, of the table.
+
+    Raises:
+        UnsupportedError: The table does not have it.
+    """
+    return _entry(HOST_LINKS, name, "host link")
+
+
 def _entry(table: Mapping[str, T], name: str, what: str) -> T:
     if name in table:
         return table[name]
@@ -148,6 +168,8 @@ def cost_of(node: Node, symbols: Mapping[str, int] | None = None, mesh: Mapping[
     sizes = _Sizes(symbols or {})
     if node.op.has(Trait.COLLECTIVE):
         return Cost(sent=_sent(node, sizes, mesh or {}))
+    if starts_copy(node):
+        return Cost(sent=sizes.bytes(node.result.type))
     if node.op.has(Trait.VIEW) or node.op.has(Trait.IDENTITY) or node.is_op(*_FREE):
         return Cost()
     moved = sum(sizes.bytes(v.type) for v in (*node.operands, *node.results))
@@ -256,5 +278,5 @@ _FLOPS: dict[str, Callable[[Node, _Sizes], float]] = {
 }
 
 
-__all__ = ["DEVICES", "LINKS", "Cost", "Device", "Link", "compute_seconds", "cost_of", "device", "is_costed", "link",
-           "link_seconds"]  # fmt: skip
+__all__ = ["DEVICES", "HOST_LINKS", "LINKS", "Cost", "Device", "Link", "compute_seconds", "cost_of", "device",
+           "host_link", "is_costed", "link", "link_seconds"]  # fmt: skip

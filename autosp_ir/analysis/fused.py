@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from autosp_ir.analysis.aliasing import Aliasing, Storage
-from autosp_ir.analysis.cost import Device, Link, compute_seconds, cost_of, is_costed, link_seconds
+from autosp_ir.analysis.cost import HOST_LINKS, Device, Link, compute_seconds, cost_of, is_costed, link_seconds
 from autosp_ir.analysis.liveness import LivenessReport, saved_storages
 from autosp_ir.analysis.timeline import Durations, is_start
+from autosp_ir.comm.host_memory import WAIT_COPY, starts_copy
 from autosp_ir.ir.graph import Node, Phase
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program
@@ -71,6 +72,8 @@ class Fusion:
         """Whether the node does something: views and elements of tuples do not."""
         if node.op.kind != "call_function":
             return False
+        if node.is_op(WAIT_COPY):
+            return True
         return bool(self.made[node]) or node.op.has(Trait.COLLECTIVE) or node.op.has(Trait.MUTATES)
 
     def exists(self, node: Node) -> bool:
@@ -116,11 +119,12 @@ def fused_liveness(fusion: Fusion, *, count_inputs: bool = False) -> LivenessRep
     for storage, node in fusion.lifetimes().items():
         dying.setdefault(node, []).append(storage)
     live = sum(s.bytes for made in fusion.made.values() for s in made if not s.owned) if count_inputs else 0
+    host = [s.bytes for made in fusion.made.values() for s in made if s.on_host]
     nodes = [n for n in fusion.nodes if n.op.kind != "output"]
     curve: list[int] = []
     for node in nodes:
-        fresh = [s for s in fusion.made[node] if s.owned and s not in fusion.absent]
-        dead = [s for s in dying.get(node, ()) if s.owned]
+        fresh = [s for s in fusion.made[node] if s.owned and not s.on_host and s not in fusion.absent]
+        dead = [s for s in dying.get(node, ()) if s.owned and not s.on_host]
         live += sum(s.bytes for s in fresh)
         curve.append(live - _reused(node, fresh, dead))
         live -= sum(s.bytes for s in dead)
@@ -132,29 +136,36 @@ def fused_liveness(fusion: Fusion, *, count_inputs: bool = False) -> LivenessRep
         names=tuple(n.name for n in nodes),
         saved_bytes=sum(s.bytes for s in fusion.saved),
         saved=tuple(dict.fromkeys(s.node.name for s in fusion.saved)),
-        by_node={n.name: sum(s.bytes for s in fusion.made[n] if s not in fusion.absent) for n in nodes
-                 if fusion.exists(n)},
+        by_node={n.name: sum(s.bytes for s in fusion.made[n] if s not in fusion.absent and not s.on_host)
+                 for n in nodes if fusion.exists(n)},
         by_phase={
             phase: max(bytes_ for bytes_, n in zip(curve, nodes, strict=True) if n.phase is phase)
             for phase in dict.fromkeys(n.phase for n in nodes)
         },
+        host_bytes=sum(host),
     )  # fmt: skip
+
+
+def writes_over(node: Node) -> bool:
+    """Whether the node may write over an operand that it reads for the last time, if that is as large."""
+    return _is_pointwise(node) or node.is_op(*_IN_PLACE)
 
 
 def _reused(node: Node, fresh: list[Storage], dead: list[Storage]) -> int:
     """Bytes that the node writes over an operand it reads for the last time."""
-    if not fresh or not (_is_pointwise(node) or node.is_op(*_IN_PLACE)):
+    if not fresh or not writes_over(node):
         return 0
     return next((s.bytes for s in dead if s not in fresh and s.bytes == fresh[0].bytes), 0)
 
 
-def fused_durations(fusion: Fusion, device: Device, link: Link) -> Durations:
+def fused_durations(fusion: Fusion, device: Device, link: Link, host_link: Link = HOST_LINKS["pcie5"]) -> Durations:
     """As `timeline.durations`, for a program that a compiler fuses: what does not exist is not read or written.
 
     Args:
-        fusion: A lowered program, fused.
+        fusion: A joint or lowered program, fused.
         device: What computes.
         link: What connects the ranks.
+        host_link: What connects the device to host memory.
     """
     compute: dict[Node, float] = {}
     comm: dict[Node, float] = {}
@@ -167,9 +178,13 @@ def fused_durations(fusion: Fusion, device: Device, link: Link) -> Durations:
             read = sum(s.bytes for s in fusion.reads[node]) if written else 0
             cost = replace(cost, bytes=float(written + read))
         compute[node] = compute_seconds(cost, device)
-        if is_start(node):
+        if starts_copy(node):
+            comm[node] = link_seconds(cost, host_link)
+        elif is_start(node):
             comm[node] = link_seconds(cost, link)
+        else:
+            compute[node] += link_seconds(cost, link)
     return Durations(compute, comm)
 
 
-__all__ = ["Fusion", "fused_durations", "fused_liveness"]
+__all__ = ["Fusion", "fused_durations", "fused_liveness", "writes_over"]

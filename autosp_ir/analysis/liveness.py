@@ -1,7 +1,8 @@
 """How much memory a program holds at every node: a static count of live storages.
 
 Views share storage with their base; a storage dies with the last value on it. Parameters, buffers and inputs belong
-to the caller and are counted only on demand. Work space inside operations is not counted.
+to the caller and are counted only on demand. Work space inside operations is not counted, and what was offloaded to
+host memory is counted apart.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class LivenessReport:
         saved: Names of the nodes that allocate it.
         by_node: Bytes that each node allocates; nodes that allocate nothing are absent.
         by_phase: The peak within each phase.
+        host_bytes: What the program holds in host memory, all of it at once between forward and backward.
     """
 
     peak_bytes: int
@@ -37,6 +39,7 @@ class LivenessReport:
     saved: tuple[str, ...]
     by_node: Mapping[str, int]
     by_phase: Mapping[Phase, int]
+    host_bytes: int = 0
 
 
 def liveness(
@@ -58,7 +61,8 @@ def liveness(
     graph = program.graph if isinstance(program, Program) else program
     aliasing = Aliasing(symbols)
     nodes = [n for n in graph.nodes if n.op.kind != "output"]
-    allocated = {node: aliasing.step(node) for node in nodes}
+    everywhere = {node: aliasing.step(node) for node in nodes}
+    allocated = {node: [s for s in made if not s.on_host] for node, made in everywhere.items()}
     last = _last_uses(graph, aliasing)
     counted = {s for made in allocated.values() for s in made if s.owned or count_inputs}
     # Inputs exist before the first node runs.
@@ -68,7 +72,7 @@ def liveness(
     for node in nodes:
         live += sum(s.bytes for s in allocated[node] if s.owned)
         curve.append(live)
-        live -= sum(s.bytes for s in dying.get(node, ()) if s.owned)
+        live -= sum(s.bytes for s in dying.get(node, ()) if s.owned and not s.on_host)
     peak = max(range(len(curve)), key=curve.__getitem__, default=None)
     saved = saved_storages(nodes, aliasing)
     return LivenessReport(
@@ -83,6 +87,7 @@ def liveness(
             phase: max(live for live, n in zip(curve, nodes, strict=True) if n.phase is phase)
             for phase in dict.fromkeys(n.phase for n in nodes)
         },
+        host_bytes=sum(s.bytes for made in everywhere.values() for s in made if s.on_host),
     )
 
 
@@ -103,13 +108,13 @@ def _by_last_use(last: Mapping[Storage, Node]) -> dict[Node, list[Storage]]:
 
 
 def saved_storages(nodes: list[Node], aliasing: Aliasing) -> list[Storage]:
-    """Storages made by forward nodes that later phases read, in order of allocation."""
+    """Storages made on the device by forward nodes that later phases read, in order of allocation."""
     found: dict[Storage, None] = {}
     for node in nodes:
         if node.phase is Phase.FORWARD:
             continue
         for value in node.operands:
             for storage in aliasing.storages(value):
-                if storage.owned and storage.node.phase is Phase.FORWARD:
+                if storage.owned and not storage.on_host and storage.node.phase is Phase.FORWARD:
                     found[storage] = None
     return sorted(found, key=lambda s: s.id)

@@ -1,7 +1,8 @@
-"""How long a lowered program takes: one compute stream in program order, and collectives that run beside it.
+"""How long a program takes: one compute stream in program order, and collectives and copies that run beside it.
 
-Every process group is one first-in-first-out communication stream. A start costs no compute time; a wait stalls the
-compute stream until its collective is done, and what was started before it in the same group with it.
+Every process group is one first-in-first-out communication stream, and so is each direction between device and host
+memory. A start costs no compute time; a wait stalls the compute stream until its collective or copy is done, and what
+was started before it on the same stream with it. A collective that is not lowered yet holds up compute.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autosp_ir.analysis.channels import Channels
-from autosp_ir.analysis.cost import Device, Link, compute_seconds, cost_of, link_seconds
+from autosp_ir.analysis.cost import HOST_LINKS, Device, Link, compute_seconds, cost_of, link_seconds
+from autosp_ir.comm.host_memory import WAIT_COPY, starts_copy
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program
@@ -26,7 +28,7 @@ class Durations:
 
     Args:
         compute: On the compute stream, in program order.
-        comm: On a communication stream, for the nodes that start a collective.
+        comm: On a communication stream, for the nodes that start a collective or a copy.
     """
 
     compute: Mapping[Node, float]
@@ -37,7 +39,7 @@ class Durations:
         """No order is shorter: all compute, all communication of the busiest link, or the critical path."""
         links: dict[str, float] = {}
         for node, seconds in self.comm.items():
-            link = mesh_axis(axis_of(node))
+            link = mesh_axis(stream_of(node))
             links[link] = links.get(link, 0.0) + seconds
         return max(sum(self.compute.values()), max(links.values(), default=0.0), self.critical_path)
 
@@ -56,7 +58,7 @@ class Timeline:
     """One run.
 
     Args:
-        makespan: Seconds until both streams are done.
+        makespan: Seconds until all streams are done.
         begin: When each node begins: on the compute stream, or on its communication stream for a start.
         arrive: When each collective that is started has arrived.
         stalls: Seconds that each wait holds up the compute stream; waits that do not are absent.
@@ -69,18 +71,25 @@ class Timeline:
 
     @property
     def exposed(self) -> float:
-        """Seconds of communication that no compute covers."""
+        """Seconds of communication and copies that no compute covers."""
         return sum(self.stalls.values())
 
 
-def durations(program: Program, device: Device, link: Link, symbols: Mapping[str, int] | None = None) -> Durations:
+def durations(
+    program: Program,
+    device: Device,
+    link: Link,
+    symbols: Mapping[str, int] | None = None,
+    host_link: Link = HOST_LINKS["pcie5"],
+) -> Durations:
     """Price every node.
 
     Args:
-        program: A lowered program.
+        program: A joint or lowered program.
         device: What computes.
         link: What connects the ranks.
         symbols: Numbers for symbolic extents.
+        host_link: What connects the device to host memory.
 
     Raises:
         UnsupportedError: An extent is symbolic and has no number.
@@ -92,8 +101,12 @@ def durations(program: Program, device: Device, link: Link, symbols: Mapping[str
             continue
         cost = cost_of(node, symbols, program.mesh)
         compute[node] = compute_seconds(cost, device)
-        if is_start(node):
+        if starts_copy(node):
+            comm[node] = link_seconds(cost, host_link)
+        elif is_start(node):
             comm[node] = link_seconds(cost, link)
+        else:
+            compute[node] += link_seconds(cost, link)
     return Durations(compute, comm)
 
 
@@ -108,14 +121,14 @@ def is_wait(node: Node) -> bool:
 
 
 def start_of(wait: Node) -> Node:
-    """The start that a wait waits for."""
+    """The start that a wait waits for, of a collective or a copy."""
     producer = wait.operands[0].producer
     return producer.operands[0].producer if producer.op.target is operator.getitem else producer
 
 
-def axis_of(start: Node) -> str:
-    """The stream of a start: a mesh axis, or a further stream of one."""
-    return str(start.arg("group_name"))
+def stream_of(start: Node) -> str:
+    """The stream that a start runs on: a mesh axis or a further stream of one, or the direction of a copy."""
+    return start.op.name if starts_copy(start) else str(start.arg("group_name"))
 
 
 def run(order: Sequence[Node], priced: Durations) -> Timeline:
@@ -132,10 +145,10 @@ def run(order: Sequence[Node], priced: Durations) -> Timeline:
     started: dict[Node, None] = {}
     for node in order:
         if node in priced.comm:
-            channels.start(node, axis_of(node), priced.comm[node], now)
+            channels.start(node, stream_of(node), priced.comm[node], now)
             started[node] = None
             continue
-        if is_wait(node) and start_of(node) in started:
+        if (is_wait(node) or node.is_op(WAIT_COPY)) and start_of(node) in started:
             channels.advance(now)
             arrived = channels.done_at(start_of(node))
             if arrived > now:
@@ -148,4 +161,4 @@ def run(order: Sequence[Node], priced: Durations) -> Timeline:
     return Timeline(end, begin, {node: channels.done_at(node) for node in started}, stalls)
 
 
-__all__ = ["Durations", "Timeline", "axis_of", "durations", "is_start", "is_wait", "run", "start_of"]
+__all__ = ["Durations", "Timeline", "durations", "is_start", "is_wait", "run", "start_of", "stream_of"]

@@ -20,12 +20,12 @@ class StepGraphs(NamedTuple):
     Args:
         forward: Takes the forward program's inputs, returns its outputs and the saved values.
         backward: Takes the backward program's inputs, returns the gradients; None when there are none.
-        overwrites: Whether the backward may overwrite saved values.
+        overwrites: Names of the saved values that the backward may overwrite.
     """
 
     forward: Boxed
     backward: Boxed | None
-    overwrites: bool = False
+    overwrites: frozenset[str] = frozenset()
 
 
 def aten_graphs(split: SplitJoint) -> StepGraphs:

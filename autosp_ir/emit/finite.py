@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from autosp_ir.comm.host_memory import RELOAD, on_host, starts_copy
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.team import Team
 from autosp_ir.errors import NonFiniteError
@@ -93,11 +94,12 @@ class _Finder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if self.found is None and n.op != "output" and self._has(value):
-            node = self._nodes[n]
+        node = self._nodes[n]
+        if self.found is None and n.op != "output" and not _is_copied(node) and self._has(value):
             # What arrives from another rank is not of this one's making.
             arrived = node.op.has(Trait.COLLECTIVE) or "c10d" in node.op.name
-            if not arrived and not any(self._has(self.env[operand]) for operand in n.all_input_nodes):
+            operands = [o for o in n.all_input_nodes if not _is_copied(self._nodes[o])]
+            if not arrived and not any(self._has(self.env[o]) for o in operands):
                 self.found = self._words(node)
         return value
 
@@ -112,6 +114,11 @@ class _Finder(fx.Interpreter):
             return f"{spec.kind} {spec.target}"
         where = " ".join(part for part in (node.origin.source, node.origin.module) if part)
         return f"%{node.name} = {node.op.name}" + (f" ({where})" if where else "")
+
+
+def _is_copied(node: Node) -> bool:
+    """Whether a value is a copy that may still run, or lies in host memory, which it may not have reached yet."""
+    return starts_copy(node) or on_host(node) or any(u.is_op(RELOAD) for u in node.users)
 
 
 def _not_finite(named: Named) -> list[str]:

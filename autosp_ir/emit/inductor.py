@@ -15,6 +15,7 @@ from autosp_ir._torch_compat import (
     trace_decomposed,
     write_in_place,
 )
+from autosp_ir.comm.host_memory import on_host
 from autosp_ir.emit.boxed import StepGraphs
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint
@@ -32,15 +33,15 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     """Compile the forward, then the backward for the strides in which the forward really leaves its saved values.
 
     A saved value that shares memory with nothing else is donated: the backward may overwrite it, which spares a
-    second buffer of the size of the logits.
+    second buffer of the size of the logits. What lies in host memory is not: the device does not compute there.
 
     Args:
         split: The halves of a joint program.
     """
     traced, inputs = _traced(split.forward, {})
     own = _with_own_storage(split.forward, traced, inputs)
-    # What `overlap` and `tile` arranged would otherwise be rearranged, and chunks fused with one another.
-    arranged = split.forward.facts & {"overlapped", "tiled"}
+    # What these passes arranged would otherwise be rearranged, and chunks fused with one another.
+    arranged = split.forward.facts & {"overlapped", "tiled", "offloaded"}
     pins = pinning_pass(_is_costed, _adds_a_chunk, ",".join(_COSTED)) if arranged else None
     forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False, last_pass=pins)
     if split.backward is None:
@@ -54,7 +55,7 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     backward, _ = compile_with_inductor(
         traced, inputs, split.backward.fake_mode, is_backward=True, donated=donated, last_pass=pins
     )
-    return StepGraphs(forward, backward, overwrites=bool(donated))
+    return StepGraphs(forward, backward, overwrites=frozenset(own))
 
 
 def _is_costed(node: fx.Node) -> bool:
@@ -83,7 +84,10 @@ def _with_own_storage(program: Program, traced: fx.GraphModule, inputs: list[Any
     return {
         spec.target
         for spec, value in zip(program.signature.outputs, values, strict=True)
-        if spec.kind is OutputKind.SAVED and isinstance(value, Tensor) and shared[storage_key(value)] == 1
+        if spec.kind is OutputKind.SAVED
+        and isinstance(value, Tensor)
+        and shared[storage_key(value)] == 1
+        and not on_host(program.graph.value(spec.target).producer)
     }
 
 

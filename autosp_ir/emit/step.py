@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from autosp_ir._torch_compat import backward_is_retained, clear_saved_tensors, exact_autocast
+from autosp_ir.comm.host_memory import on_host
 from autosp_ir.emit.binding import MeshBinding, bind_axes
 from autosp_ir.emit.boxed import StepGraphs, aten_graphs
 from autosp_ir.emit.finite import Bad, FiniteCheck, search
@@ -158,7 +159,8 @@ class _SplitFunction:
         self._order = [(s.kind, s.target) for s in inputs]
         self._forward, self._backward, self.overwrites = compiler(split)
         self._forward_inputs = self._positions(split.forward)
-        self._saved_names = [s.name for s in split.forward.signature.outputs if s.kind is OutputKind.SAVED]
+        self.saved_names = [s.name for s in split.forward.signature.outputs if s.kind is OutputKind.SAVED]
+        self.host_names = {n for n in self.saved_names if on_host(split.forward.graph.value(n).producer)}
         self._backward_inputs = list(split.backward.signature.inputs) if split.backward is not None else []
         self._gradients = self._gradient_positions(split.backward)
         self._tangents = {s.target for s in self._backward_inputs if s.kind is InputKind.TANGENT}
@@ -215,7 +217,7 @@ class _SplitFunction:
         self, flat: Mapping[int, Any], saved: Sequence[Any], tangents: Mapping[str, Any]
     ) -> list[Any]:
         """What the backward reads, in its order."""
-        by_name = dict(zip(self._saved_names, saved, strict=True))
+        by_name = dict(zip(self.saved_names, saved, strict=True))
         index = {key: i for i, key in enumerate(self._order)}
         args = []
         for spec in self._backward_inputs:
@@ -269,10 +271,12 @@ class _TrainingStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: _SplitFunction, *flat: Tensor) -> Any:
         values, saved = function.forward(flat)
-        tensors = [s for s in saved if isinstance(s, Tensor)]
         ctx.function = function
-        ctx.scalars = [None if isinstance(s, Tensor) else s for s in saved]
-        ctx.is_tensor = [isinstance(s, Tensor) for s in saved]
+        # Autograd's hooks may read what they are given, and a copy to host memory is complete for the device alone.
+        named = zip(function.saved_names, saved, strict=True)
+        ctx.is_tensor = [isinstance(s, Tensor) and n not in function.host_names for n, s in named]
+        tensors = [s for s, t in zip(saved, ctx.is_tensor, strict=True) if t]
+        ctx.others = [None if t else s for s, t in zip(saved, ctx.is_tensor, strict=True)]
         ctx.inputs = function.kept_inputs()
         ctx.save_for_backward(*(flat[i] for i in ctx.inputs), *tensors)
         values = tuple(_fresh(v, flat) for v in values)
@@ -306,10 +310,13 @@ def _take_arguments(ctx: Any, tangents: Mapping[str, Tensor]) -> list[Any]:
     clear_saved_tensors(ctx)
     inputs = dict(zip(ctx.inputs, held, strict=False))
     tensors = iter(held[len(inputs) :])
-    saved = [next(tensors) if t else s for t, s in zip(ctx.is_tensor, ctx.scalars, strict=True)]
+    saved = [next(tensors) if t else s for t, s in zip(ctx.is_tensor, ctx.others, strict=True)]
     function: _SplitFunction = ctx.function
-    if function.overwrites and backward_is_retained():
-        saved = [s.clone() if isinstance(s, Tensor) else s for s in saved]
+    if backward_is_retained():
+        overwritten = [n in function.overwrites for n in function.saved_names]
+        saved = [s.clone() if o else s for s, o in zip(saved, overwritten, strict=True)]
+    else:
+        ctx.others = []
     return function.backward_arguments(inputs, saved, tangents)
 
 

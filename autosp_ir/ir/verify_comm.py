@@ -19,6 +19,8 @@ from autosp_ir.ir.types import ScalarType, TensorType, TupleType, Type
 
 _ASYNC = "_c10d_functional."
 _WAIT = "_c10d_functional.wait_tensor"
+_COPY_STARTS = ("autosp.offload", "autosp.reload")
+_COPY_WAIT = "autosp.wait_copy"
 _EQUALIZING = ("autosp.all_reduce", "autosp.all_gather", f"{_ASYNC}all_reduce", f"{_ASYNC}all_gather_into_tensor")
 
 
@@ -26,11 +28,16 @@ def check_waits(graph: Graph) -> None:
     """Every asynchronous start has exactly one wait, nothing else reads its result, and every wait has a start.
 
     Raises:
-        VerifyError: A start is never awaited, awaited twice, or read unawaited.
+        VerifyError: A start is never awaited, awaited twice, or read unawaited, or the wait for a copy does not keep
+            alive what is copied.
     """
     for node in graph.nodes:
         if node.is_op(_WAIT):
             _check_wait(node)
+        elif node.is_op(_COPY_WAIT):
+            _check_copy_wait(node)
+        elif node.is_op(*_COPY_STARTS):
+            _check_copy(node)
         elif node.op.name.startswith(_ASYNC) and node.op.has(Trait.COLLECTIVE):
             for started in _started(node):
                 _check_started(started, node)
@@ -73,6 +80,33 @@ def _check_wait(node: Node) -> None:
     start = producer.operands[0].producer if producer.op.target is operator.getitem else producer
     if not start.op.name.startswith(_ASYNC) or start.is_op(_WAIT):
         raise VerifyError(f"%{node.name} waits for %{producer.name}, which starts no collective", node=node, hint=_HINT)
+
+
+def _check_copy(start: Node) -> None:
+    waits = [u.node for u in start.result.uses if u.node.is_op(_COPY_WAIT) and u.node.operands[0] is start.result]
+    early = next((n for n in start.users if n not in waits), None)
+    if early is not None:
+        raise VerifyError(
+            f"{early.op.name} reads %{start.name}, a copy that has only been started", node=early, hint=_COPY_HINT
+        )
+    if len(waits) != 1:
+        count = "never" if not waits else f"{len(waits)} times"
+        raise VerifyError(f"the copy started by %{start.name} is awaited {count}", node=start, hint=_COPY_HINT)
+
+
+def _check_copy_wait(node: Node) -> None:
+    copy, source = node.operands
+    if not copy.producer.is_op(*_COPY_STARTS):
+        raise VerifyError(f"%{node.name} waits for %{copy.name}, which starts no copy", node=node, hint=_COPY_HINT)
+    if source is not copy.producer.operands[0]:
+        raise VerifyError(
+            f"%{node.name} keeps %{source.name} alive, but %{copy.name} copies %{copy.producer.operands[0].name}",
+            node=node,
+            hint=_COPY_HINT,
+        )
+
+
+_COPY_HINT = "read a copy through one autosp.wait_copy(copy, source), whose source is what was copied"
 
 
 def check_same_on_every_rank(program: Program) -> None:

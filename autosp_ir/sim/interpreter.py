@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from autosp_ir.analysis.aliasing import WAIT, holds_operand, passes_through
+from autosp_ir.comm.host_memory import on_host
 from autosp_ir.errors import AutoSPError, SimulationError
 from autosp_ir.ir.graph import Graph, Node, Value, map_values
 from autosp_ir.ir.infer import call_target
@@ -78,17 +79,22 @@ class RankInterpreter:
         for node in graph.nodes:
             if node.op.kind == "output":
                 outputs = _flat(_read(node, node.args[0], values))
-                for value in values.values():
-                    self._meter.release(value)
+                for value, held in values.items():
+                    self._release(value, held)
                 return outputs
             result = next(supplied) if node.op.kind == "placeholder" else (yield from self._node(node, values, prefix))
             values[node.result] = result
-            self._meter.hold(result)
+            if not on_host(node):
+                self._meter.hold(result)
             if keep is not None:
                 keep(node.name, result.tensor if isinstance(result, InFlight) else result)
             for dead in last_use.get(node, ()):
-                self._meter.release(values.pop(dead))
+                self._release(dead, values.pop(dead))
         raise SimulationError("the graph has no output node", hint="create one with graph.create('output', …)")
+
+    def _release(self, value: Value, held: Any) -> None:
+        if not on_host(value.producer):
+            self._meter.release(held)
 
     def _prefix(self, graph: Graph) -> str:
         """In front of the attribute names of a nested graph stands its own name."""

@@ -17,7 +17,7 @@ class InFlight:
 
 
 class MemoryMeter:
-    """Live bytes of one rank; inputs are not counted, they belong to the caller."""
+    """Live bytes of one rank; inputs belong to the caller and are not counted, nor is what is in host memory."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0

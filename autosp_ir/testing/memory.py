@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autosp_ir._torch_compat import TorchDispatchMode, pytree_map
@@ -16,7 +17,7 @@ class StorageTracker(TorchDispatchMode):
     """Live bytes of every storage that an operation allocates, by the storages' real lifetimes.
 
     Storages that operations only read belong to the caller and are not counted; neither is work space inside an
-    operation.
+    operation, nor what is offloaded to host memory.
 
     Args:
         inputs: Tensors that are not counted even when an operation returns a view of them first.
@@ -32,7 +33,7 @@ class StorageTracker(TorchDispatchMode):
         """Run one operation and count what it returns."""
         pytree_map(self._ignore, (args, kwargs or {}))
         result = func(*args, **(kwargs or {}))
-        pytree_map(self._track, result)
+        pytree_map(self._ignore if func is torch.ops.autosp.offload.default else self._track, result)
         return result
 
     def _ignore(self, leaf: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from autosp_ir.analysis.cost import device as device_named
 from autosp_ir.analysis.cost import link as link_named
 from autosp_ir.analysis.fused import Fusion, fused_durations
-from autosp_ir.analysis.timeline import axis_of, durations, is_start, run
+from autosp_ir.analysis.timeline import durations, run, stream_of
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.program import Program
 
@@ -89,10 +89,10 @@ def predicted_lanes(
     compute: list[Slice] = []
     streams: dict[str, list[Slice]] = {}
     for node in nodes:
-        if is_start(node):
+        if node in priced.comm:
             begin = timeline.begin[node]
             sent = Slice(begin, timeline.arrive[node] - begin, "communication", node.name)
-            streams.setdefault(axis_of(node), []).append(sent)
+            streams.setdefault(stream_of(node), []).append(sent)
             continue
         stall = timeline.stalls.get(node, 0.0)
         if stall:

@@ -5,6 +5,7 @@ from autosp_passes.differentiate import Differentiate
 from autosp_passes.grad_sync import GradSync
 from autosp_passes.head_chunk import HeadChunk
 from autosp_passes.lower_comm import LowerComm
+from autosp_passes.offload import Offload
 from autosp_passes.overlap import Overlap
 from autosp_passes.pad_tokens import PadTokens
 from autosp_passes.remat import Remat
@@ -18,6 +19,7 @@ __all__ = [
     "GradSync",
     "HeadChunk",
     "LowerComm",
+    "Offload",
     "Overlap",
     "PadTokens",
     "Remat",

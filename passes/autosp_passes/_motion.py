@@ -6,7 +6,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from autosp_ir.analysis.cost import is_costed
-from autosp_ir.analysis.timeline import axis_of, is_start, is_wait
+from autosp_ir.analysis.timeline import is_start, is_wait, stream_of
+from autosp_ir.comm.host_memory import WAIT_COPY, starts_copy
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.ops import Trait
 
@@ -14,9 +15,10 @@ _KEEPS_ORDER = frozenset({Trait.MUTATES, Trait.RANDOM})
 
 
 def is_light(node: Node) -> bool:
-    """Whether a node may follow a start or a wait when that moves: neither costed work nor communication."""
-    moves = node.op.kind == "call_function" and not is_costed(node)
-    return moves and not is_start(node) and not is_wait(node) and not node.op.traits & _KEEPS_ORDER
+    """Whether a node may follow a start or a wait when that moves: neither costed work, communication nor a copy."""
+    moves = node.op.kind == "call_function" and not is_costed(node) and not starts_copy(node)
+    apart = is_start(node) or is_wait(node) or node.is_op(WAIT_COPY)
+    return moves and not apart and not node.op.traits & _KEEPS_ORDER
 
 
 def start_early(order: Sequence[Node], *, overtake: bool = True) -> list[Node]:
@@ -28,13 +30,13 @@ def start_early(order: Sequence[Node], *, overtake: bool = True) -> list[Node]:
     """
     result = list(order)
     before: dict[str, Node] = {}
+    position = {n: i for i, n in enumerate(result)}
     for start in [n for n in order if is_start(n)]:
-        position = {n: i for i, n in enumerate(result)}
         needed, stack = {start}, [start]
         barrier = -1
         if not overtake:
-            barrier = position[before[axis_of(start)]] if axis_of(start) in before else -1
-            before[axis_of(start)] = start
+            barrier = position[before[stream_of(start)]] if stream_of(start) in before else -1
+            before[stream_of(start)] = start
         while stack:
             for producer in (v.producer for v in stack.pop().operands):
                 if producer not in position or producer in needed:
@@ -46,9 +48,10 @@ def start_early(order: Sequence[Node], *, overtake: bool = True) -> list[Node]:
                     barrier = max(barrier, position[producer])
         if barrier < 0:
             continue
-        moved = [n for n in result[barrier + 1 : position[start] + 1] if n in needed]
-        rest = [n for n in result[barrier + 1 : position[start] + 1] if n not in needed]
-        result[barrier + 1 : position[start] + 1] = moved + rest
+        first, behind = barrier + 1, position[start] + 1
+        passed = result[first:behind]
+        result[first:behind] = [n for n in passed if n in needed] + [n for n in passed if n not in needed]
+        position.update((n, i) for i, n in enumerate(result[first:behind], first))
     return result
 
 

@@ -32,7 +32,7 @@ class EarlyLossGradient(Pass):
     stage = Stage.JOINT
     requires = frozenset({"rematerialised"})
     provides = frozenset({"loss-gradient-early"})
-    conflicts = frozenset({"loss-gradient-early"})
+    conflicts = frozenset({"loss-gradient-early", "offloaded"})
 
     def run(self, program: Program, ctx: PassContext) -> None:
         """Rewrite `program` in place."""

@@ -1,9 +1,10 @@
 """`overlap`: order a lowered program so that communication runs beside compute.
 
-Orders of each half are made by list scheduling and judged on a timeline of one compute stream and one communication
-stream for each process group, and by their memory: a collective goes out as soon as it is ready and is awaited in front
-of the first costed work that reads it; where that would still stall, other work comes first, in a backward the
-gradients of weights. The program's own order is one of the candidates, so that no schedule is worse than none.
+Orders of each half are made by list scheduling and judged on a timeline of one compute stream, one communication stream
+for each process group and one for each direction of copies to host memory, and by their memory: a collective goes out
+as soon as it is ready and is awaited in front of the first costed work that reads it; where that would still stall,
+other work comes first, in a backward the gradients of weights. The program's own order is one of the candidates, so
+that no schedule is worse than none.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from autosp_ir.analysis.cost import device, is_costed, link
+from autosp_ir.analysis.cost import device, host_link, is_costed, link
 from autosp_ir.analysis.fused import Fusion, fused_durations
-from autosp_ir.analysis.timeline import Durations, Timeline, axis_of, durations, is_start, run
+from autosp_ir.analysis.timeline import Durations, Timeline, durations, is_start, run, stream_of
 from autosp_ir.ir.graph import Node, Phase
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program, Stage
@@ -46,6 +47,8 @@ class Overlap(Pass):
         """What computes, for the estimate: h100, h200, a100 or cpu."""
         link: str = "nvlink4"
         """What connects the ranks, for the estimate: nvlink4, nvlink3, pcie or network-400g."""
+        host_link: str = "pcie5"
+        """What connects a device to host memory, where the program offloads: pcie5, pcie4 or nvlink-c2c."""
         memory: float = 1.02
         """The peak may grow to this multiple of that of the program's own order."""
         fused: bool = False
@@ -66,9 +69,9 @@ class Overlap(Pass):
         with a remark.
 
         Raises:
-            UnsupportedError: The tables do not know the device or link, or `cp-sat` is not installed.
+            UnsupportedError: The tables do not know the device or a link, or `cp-sat` is not installed.
         """
-        on, over = device(self.options.device), link(self.options.link)
+        on, over, to_host = device(self.options.device), link(self.options.link), host_link(self.options.host_link)
         kept = _reason_to_keep(program, self.options.memory)
         if kept is not None:
             ctx.remark("missed", None, kept)
@@ -77,7 +80,10 @@ class Overlap(Pass):
         if self.options.gradients == "own":
             _separate_gradients(program, rewriter, ctx)
         fusion = Fusion(program) if self.options.fused else None
-        priced = fused_durations(fusion, on, over) if fusion is not None else durations(program, on, over)
+        if fusion is not None:
+            priced = fused_durations(fusion, on, over, to_host)
+        else:
+            priced = durations(program, on, over, host_link=to_host)
         problems = halves(program, priced, fusion)
         cap = max(p.peak(range(len(p.nodes))) for p in problems) * self.options.memory
         found = [best(p, cap, self._effort()) for p in problems]
@@ -117,7 +123,7 @@ def _separate_gradients(program: Program, rewriter: Rewriter, ctx: PassContext) 
     for node in [n for n in program.graph.nodes if n.is_op("_c10d_functional.all_reduce")]:
         waited = computed & set(node.users) or node.phase is Phase.FORWARD
         if not waited and rewriter.allows(node, "own-stream"):
-            own = stream(mesh_axis(axis_of(node)), "gradients")
+            own = stream(mesh_axis(stream_of(node)), "gradients")
             rewriter.set_args(node, *node.with_arg("group_name", own))
             ctx.count("separated")
 

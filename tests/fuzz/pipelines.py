@@ -6,6 +6,7 @@ import random
 
 import autosp_ir as air
 
+_OFFLOAD = "offload{device=cpu host_link=nvlink-c2c smallest=0}"
 SIZES = (1, 2, 3, 4, 8)
 """Ranks of the sequence axis."""
 
@@ -69,6 +70,9 @@ def _joint(rng: random.Random) -> list[str]:
         passes.append("lower-comm")
         if rng.random() < 0.5:
             passes.append("overlap")
+    if any(p.startswith("remat") for p in passes) and rng.random() < 0.4:
+        behind = next(i for i, p in enumerate(passes) if p.startswith("remat")) + 1
+        passes.insert(rng.randint(behind, len(passes)), _OFFLOAD)
     return passes
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import autosp_ir as air
-from autosp_ir.analysis.cost import DEVICES, LINKS, cost_of, is_costed
+from autosp_ir.analysis.cost import DEVICES, HOST_LINKS, LINKS, cost_of, is_costed
 from autosp_ir.analysis.timeline import is_start, is_wait
 from autosp_ir.ir.graph import Node
 from autosp_passes._motion import out_of_place, start_early, wait_late
@@ -92,12 +92,13 @@ def test_a_symbolic_length_keeps_its_order() -> None:
     assert "the length is symbolic" in "".join(str(r) for r in result.remarks)
 
 
-@pytest.mark.parametrize(("option", "value"), [("device", "h1000"), ("link", "carrier-pigeon")])
+@pytest.mark.parametrize(("option", "value"), [("device", "h1000"), ("link", "carrier-pigeon"), ("host_link", "pcie9")])
 def test_unknown_devices_and_links_are_named_with_those_there_are(option: str, value: str) -> None:
     program = lowered()
     with pytest.raises(air.UnsupportedError, match=value) as caught:
         air.PassManager(f"overlap{{{option}={value}}}").run(program)
-    assert next(iter(DEVICES if option == "device" else LINKS)) in str(caught.value)
+    tables: dict[str, dict[str, object]] = {"device": {**DEVICES}, "link": {**LINKS}, "host_link": {**HOST_LINKS}}
+    assert next(iter(tables[option])) in str(caught.value)
 
 
 @pytest.mark.parametrize("seed", range(20))

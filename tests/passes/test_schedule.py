@@ -10,7 +10,7 @@ import torch
 
 import autosp_ir as air
 from autosp_ir.analysis.cost import DEVICES, Link
-from autosp_ir.analysis.fused import Fusion, fused_durations
+from autosp_ir.analysis.fused import Fusion, fused_durations, fused_liveness
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.analysis.timeline import durations, run
 from autosp_ir.rewrite.rewriter import Rewriter
@@ -82,10 +82,11 @@ def test_no_place_ahead_is_the_programs_own_order() -> None:
         assert order == list(range(len(problem.nodes)))
 
 
-def test_the_peak_of_the_own_order_is_that_of_the_liveness_analysis() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_peak_of_the_own_order_is_that_of_the_liveness_analysis(fused: bool) -> None:
     program = lowered()
-    report = liveness(program)
-    peaks = [p.peak(range(len(p.nodes))) for p in problems(program, _LINKS[0])]
+    report = fused_liveness(Fusion(program)) if fused else liveness(program)
+    peaks = [p.peak(range(len(p.nodes))) for p in problems(program, _LINKS[0], fused)]
     assert max(peaks) == report.peak_bytes
     assert peaks[0] == report.by_phase[air.Phase.FORWARD]
 

@@ -27,6 +27,7 @@ LINE = [
     ("grad-sync", "rematerialized", "synced", {"all_reduce": 5}),
     ("lower-comm", "synced", "lowered", {"all_to_all_single": 8, "all_reduce": 5, "wait_tensor": 13}),
     ("overlap", "lowered", "overlapped", {"all_to_all_single": 8, "wait_tensor": 13}),
+    ("offload{device=cpu smallest=0}", "lowered", "offloaded", {"offload": 1, "reload": 1, "wait_copy": 2}),
 ]
 # Ranks, where they are not four.
 _WORLD = {"pad-tokens": 5, "head-chunk": 1, "tile": 1, "early-loss-gradient": 1}

@@ -164,7 +164,8 @@ class _Lists:
         return idle or backlog + self._problem.comm[start] <= self._problem.compute[task]
 
     def _soonest(self, waits: Sequence[int]) -> int:
-        return min(waits, key=lambda w: (self._channels.done_at(self._started(w)), -self._urgency[w], w))
+        started = {self._started(w): w for w in waits}
+        return started[self._channels.soonest(started)[0]]
 
     def _take(self, wait: int) -> int:
         self._waits.remove(wait)

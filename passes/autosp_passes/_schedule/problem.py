@@ -8,8 +8,9 @@ from itertools import pairwise
 
 from autosp_ir.analysis.aliasing import Aliasing, Storage
 from autosp_ir.analysis.cost import is_costed
-from autosp_ir.analysis.fused import Fusion
-from autosp_ir.analysis.timeline import Durations, Timeline, axis_of, is_start, is_wait, run, start_of
+from autosp_ir.analysis.fused import Fusion, writes_over
+from autosp_ir.analysis.timeline import Durations, Timeline, is_wait, run, start_of, stream_of
+from autosp_ir.comm.host_memory import WAIT_COPY
 from autosp_ir.ir.graph import Node, Phase
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program
@@ -31,7 +32,8 @@ class Problem:
         start: For a wait, the task that started what it awaits.
         priced: Seconds by node, for the timeline.
         made: Bytes that each task allocates.
-        reads: Storages that die in this half, with the tasks that hold them.
+        over: Bytes of an operand that each task may write over if it is the last to read it, else 0.
+        reads: Storages that die in this half: their bytes, what made it (-1: an earlier half), what holds it.
         held: Bytes alive when the half begins, of which `reads` may free some.
     """
 
@@ -44,7 +46,8 @@ class Problem:
     start: tuple[int | None, ...]
     priced: Durations
     made: tuple[int, ...]
-    reads: tuple[tuple[int, tuple[int, ...]], ...]
+    over: tuple[int, ...]
+    reads: tuple[tuple[int, int, tuple[int, ...]], ...]
     held: int
 
     def timeline(self, order: Sequence[int]) -> Timeline:
@@ -57,12 +60,16 @@ class Problem:
         for at, task in enumerate(order):
             place[task] = at
         freed = [0] * len(self.nodes)
-        for size, readers in self.reads:
-            freed[max(place[i] for i in readers)] += size
+        reused = [0] * len(self.nodes)
+        for size, maker, readers in self.reads:
+            last = max(readers, key=place.__getitem__)
+            freed[place[last]] += size
+            if self.over[last] == size and maker != last:
+                reused[place[last]] = size
         live = top = self.held
         for at, task in enumerate(order):
             live += self.made[task]
-            top = max(top, live)
+            top = max(top, live - reused[at])
             live -= freed[at]
         return top
 
@@ -110,12 +117,13 @@ class _Memory:
 
     made: dict[Node, list[Storage]]
     readers: dict[Storage, list[Node]]
+    over: dict[Node, int]
 
     @classmethod
     def of(cls, program: Program) -> _Memory:
         """As the operations run one by one."""
         aliasing = Aliasing()
-        found = cls({}, {})
+        found = cls({}, {}, {})
         for node in program.graph.nodes:
             made = aliasing.step(node) if node.op.kind != "output" else []
             found._add(node, made, {s for v in node.operands for s in aliasing.storages(v)})
@@ -124,17 +132,19 @@ class _Memory:
     @classmethod
     def fused(cls, fusion: Fusion) -> _Memory:
         """As a compiler fuses them: what it never writes is neither made nor read."""
-        found = cls({}, {})
+        found = cls({}, {}, {})
         for node in fusion.nodes:
             made = [s for s in fusion.made.get(node, ()) if s not in fusion.absent]
             acts = node.op.kind == "output" or made or (fusion.runs(node) and not fusion.made[node])
             found._add(node, made, fusion.reads[node] if acts else set())
+            if found.made[node] and writes_over(node):
+                found.over[node] = found.made[node][0].bytes
         return found
 
     def _add(self, node: Node, made: list[Storage], read: set[Storage]) -> None:
-        self.made[node] = [s for s in made if s.owned]
+        self.made[node] = [s for s in made if s.owned and not s.on_host]
         for storage in {*made, *read}:
-            if storage.owned:
+            if storage.owned and not storage.on_host:
                 self.readers.setdefault(storage, []).append(node)
 
 
@@ -161,11 +171,14 @@ def _problem(part: Sequence[Node], priced: Durations, memory: _Memory) -> Proble
         after=tuple(map(tuple, after)),
         compute=tuple(priced.compute[n] for n in part),
         comm=tuple(priced.comm.get(n, 0.0) for n in part),
-        axis=tuple(axis_of(n) if is_start(n) else None for n in part),
-        start=tuple(number.get(start_of(n)) if is_wait(n) else None for n in part),
+        axis=tuple(stream_of(n) if n in priced.comm else None for n in part),
+        start=tuple(number.get(start_of(n)) if is_wait(n) or n.is_op(WAIT_COPY) else None for n in part),
         priced=priced,
         made=tuple(sum(s.bytes for s in memory.made[n]) for n in part),
-        reads=tuple((s.bytes, tuple(tasks)) for s, tasks in read.items() if tasks and s not in lasting),
+        over=tuple(memory.over.get(n, 0) for n in part),
+        reads=tuple(
+            (s.bytes, number.get(s.node, -1), tuple(tasks)) for s, tasks in read.items() if tasks and s not in lasting
+        ),
         held=sum(s.bytes for s in entering),
     )
 

@@ -1,0 +1,184 @@
+"""An emitted step that offloads, in one process on the CPU: right, also with two forwards before a backward."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._inductor.codecache import PyCodeCache
+
+import autosp_ir as air
+from autosp_ir import _torch_compat
+from autosp_ir._torch_compat import TorchDispatchMode
+from autosp_ir.analysis.liveness import liveness
+from autosp_ir.comm.host_memory import OFFLOAD, RELOAD, WAIT_COPY
+from autosp_ir.emit import inductor
+from autosp_ir.testing.memory import measured_peak
+from tests.emit.steps import gradients, largest_error, loss_of, measure
+from tests.models import build
+
+torch.set_num_threads(1)
+_OFFLOAD = "offload{device=cpu host_link=nvlink-c2c smallest=0}"
+_LINE = "canonicalize,pad-tokens,token-partition,ulysses,differentiate,remat{policy=save-all},grad-sync,lower-comm"
+
+
+class Chain(nn.Module):
+    """Products and tangents hyperbolic, each of which saves its result."""
+
+    def __init__(self, depth: int = 5, width: int = 16) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([torch.randn(width, width) / 4 for _ in range(depth)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in self.weights:
+            x = (x @ weight).tanh()
+        return x.square().mean()
+
+
+def chain() -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    return Chain(), {"x": torch.randn(2, 24, 16)}
+
+
+def check(model: nn.Module, step: nn.Module, batch: dict[str, Tensor]) -> None:
+    other = {n: x.flip(1) for n, x in batch.items()}
+    for each in (batch, other):
+        found, expected = measure(model, step, each), measure(model, model, each)
+        assert found[0] == pytest.approx(expected[0], rel=1e-5)
+        assert largest_error(found[1], expected[1]) <= 1e-4
+    results = []
+    for forward in (step, model):
+        model.zero_grad()
+        first, second = loss_of(forward(**batch)), loss_of(forward(**other))
+        (first + 2 * second).backward()
+        results.append(gradients(model))
+    assert largest_error(*results) <= 1e-4
+    once = measure(model, model, batch)[1]
+    model.zero_grad()
+    loss = loss_of(step(**batch))
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert largest_error(gradients(model), {n: 2 * g for n, g in once.items()}) <= 1e-4
+
+
+def test_step_by_step() -> None:
+    model, batch = build("llama-gqa", batch_size=2, length=64, num_hidden_layers=1)
+    check(model, air.parallelize(model, batch, backend="aot_eager", pipeline=f"{_LINE},{_OFFLOAD}"), batch)
+
+
+@contextmanager
+def written_code() -> Iterator[list[str]]:
+    """What Inductor generates inside this `with`."""
+    written: list[str] = []
+    inner = PyCodeCache.write
+
+    def write(source: str, *args: Any, **kwargs: Any) -> Any:
+        written.append(source)
+        return inner(source, *args, **kwargs)
+
+    with mock.patch.object(PyCodeCache, "write", write), torch._inductor.config.patch(fx_graph_cache=False):
+        yield written
+
+
+def operations(code: str) -> list[str]:
+    """Products and copies in the order in which the code calls them."""
+    called = re.findall(r"extern_kernels\.(mm)\(|= torch\.ops\.autosp\.(\w+)\.default\(", code)
+    return [product or copy for product, copy in called]
+
+
+def compiled(pinned: bool) -> tuple[nn.Module, nn.Module, dict[str, Tensor], list[list[str]]]:
+    model, batch = chain()
+    pinning = _torch_compat.pinning_pass if pinned else lambda *_: None
+    with written_code() as written, mock.patch.object(inductor, "pinning_pass", pinning):
+        step = air.parallelize(model, batch, backend="inductor", pipeline=f"{_LINE},{_OFFLOAD}", seq_dims={"x": 1})
+        loss_of(step(**batch)).backward()
+    return model, step, batch, [operations(code) for code in written if "autosp." in code]
+
+
+def expected_operations(step: Any) -> list[list[str]]:
+    (program,) = step.autosp_runtime.programs
+    kinds = {"aten.mm": "mm"} | {op: op.removeprefix("autosp.") for op in (OFFLOAD, RELOAD, WAIT_COPY)}
+    halves: list[list[str]] = [[], []]
+    for node in program.graph.nodes:
+        if node.op.name in kinds:
+            halves[node.phase is not air.Phase.FORWARD].append(kinds[node.op.name])
+    return halves
+
+
+def test_compiled_in_the_order_of_the_program() -> None:
+    model, step, batch, found = compiled(pinned=True)
+    check(model, step, batch)
+    assert found == expected_operations(step)
+
+
+def test_without_pins_the_order_is_another() -> None:
+    _, step, _, found = compiled(pinned=False)
+    assert found != expected_operations(step)
+
+
+def test_the_device_holds_what_is_predicted() -> None:
+    model, batch = build("llama-gqa", batch_size=2, length=64, num_hidden_layers=1)
+    peaks = []
+    for passes in (_LINE, f"{_LINE},{_OFFLOAD}"):
+        program = air.PassManager(passes).run(air.capture(model, batch), mesh={"sp": 1}).program
+        measured = measured_peak(program.emit(backend="aot_eager"), batch)
+        assert measured == pytest.approx(liveness(program).peak_bytes, rel=0.02)
+        peaks.append(measured)
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+class _Offloaded(TorchDispatchMode):
+    """Where host memory was filled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.autosp.offload.default:
+            self.addresses.add(result.data_ptr())
+        return result
+
+
+def chain_step(**settings: Any) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    model, batch = chain()
+    pipeline = f"{_LINE},{_OFFLOAD}"
+    step = air.parallelize(model, batch, backend="aot_eager", pipeline=pipeline, seq_dims={"x": 1}, **settings)
+    return model, step, batch
+
+
+def test_hooks_of_autograd_see_nothing_of_host_memory() -> None:
+    """They would read it while the device still writes."""
+    _, step, batch = chain_step()
+    seen: set[int] = set()
+
+    def pack(x: Tensor) -> Tensor:
+        seen.add(x.data_ptr())
+        return x
+
+    with _Offloaded() as offloaded, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = loss_of(step(**batch))
+    assert seen and len(offloaded.addresses) >= 3 and not seen & offloaded.addresses
+    loss.backward()
+
+
+def test_what_is_not_finite_is_traced_past_copies() -> None:
+    model, step, batch = chain_step(check_finite=True)
+    check(model, step, batch)
+    last = list(model.parameters())[-1]
+    with torch.no_grad():
+        last[0, 0] = torch.inf
+    loss = loss_of(step(**batch))
+    with pytest.raises(air.NonFiniteError, match=r"in the backward .*aten\.mm"):
+        loss.backward()
+    with torch.no_grad():
+        last[:] = torch.nan
+    with pytest.raises(air.NonFiniteError, match=r"in the forward .*parameter weights\.4"):
+        step(**batch)
