@@ -25,7 +25,7 @@ class PadTokens(Pass):
     stage = "forward"
     requires = frozenset({"canonical"})
     provides = frozenset({"padded"})
-    conflicts = frozenset({"padded", "token-partitioned"})
+    conflicts = frozenset({"padded", "token-partitioned", "tiled"})
 
     class Options(Pass.Options):
         """Options of `pad-tokens`."""

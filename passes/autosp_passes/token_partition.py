@@ -31,7 +31,8 @@ class TokenPartition(Pass):
     stage = "forward"
     requires = frozenset({"canonical"})
     provides = frozenset({"token-partitioned"})
-    conflicts = frozenset({"token-partitioned"})
+    # A chunk is a part of what a rank holds: of a whole sequence it is other tokens than of the ranks' shards.
+    conflicts = frozenset({"token-partitioned", "tiled"})
 
     class Options(Pass.Options):
         """Options of `token-partition`."""

@@ -60,7 +60,9 @@ def _cutting(rng: random.Random, ranks: int) -> list[str]:
 def _joint(rng: random.Random) -> list[str]:
     middle = []
     if rng.random() < 0.8:
-        middle.append(f"remat{{policy={rng.choice(policies())}}}")
+        policy = rng.choice(policies())
+        budget = f" fraction={rng.choice([0.3, 0.6])}" if policy == "budget" else ""
+        middle.append(f"remat{{policy={policy}{budget}}}")
     if rng.random() < 0.8:
         middle.append(rng.choice(["grad-sync", "grad-sync", "grad-sync{mode=external}"]))
     if rng.random() < 0.2:

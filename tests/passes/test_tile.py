@@ -193,3 +193,10 @@ def test_softmax_over_tokens_is_not_cut() -> None:
     result = run(reference.program, "canonicalize,tile")
     assert not result.statistics["tile"].get("tiled")
     reference.check(result.program)
+
+
+@pytest.mark.parametrize("later", ["pad-tokens", "token-partition"])
+def test_what_is_in_chunks_is_neither_padded_nor_cut(later: str) -> None:
+    """A chunk of a whole sequence holds other tokens than the chunks of its shards do together."""
+    with pytest.raises(air.PipelineError, match=f"{later} conflicts with .tiled."):
+        run(air.capture(*wide()), f"canonicalize,tile,{later}", 2)
