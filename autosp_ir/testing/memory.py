@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from autosp_ir._torch_compat import TorchDispatchMode, pytree_map
 from autosp_ir.errors import SimulationError
+
+T = TypeVar("T")
 
 
 class StorageTracker(TorchDispatchMode):
@@ -77,6 +83,26 @@ def measured_peak(step: nn.Module, batch: Mapping[str, Any]) -> int:
     return peak
 
 
+def allocated_peak(function: Callable[[], T]) -> tuple[T, int, int]:
+    """Run a function and follow the CPU allocator, which compiled code asks without any operation of torch.
+
+    Args:
+        function: Called once, under torch's profiler.
+
+    Returns:
+        Its result, the most bytes it held at once, and those it left behind (negative: it freed more than it made).
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result = function()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
+    live = list(itertools.accumulate(bytes_ for _, bytes_ in moves))
+    return result, max([0, *live]), live[-1] if live else 0
+
+
 def _loss_of(output: Any) -> Tensor:
     loss = getattr(output, "loss", None)
     if loss is None and isinstance(output, Mapping):
@@ -91,4 +117,4 @@ def _loss_of(output: Any) -> Tensor:
     )
 
 
-__all__ = ["StorageTracker", "measured_peak"]
+__all__ = ["StorageTracker", "allocated_peak", "measured_peak"]
