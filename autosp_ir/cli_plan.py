@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import typer
@@ -34,6 +35,9 @@ def plan(
         str, typer.Option("--link", help="What connects them: nvlink4, nvlink3, pcie or network-400g.")
     ] = "nvlink4",
     backend: Annotated[str, typer.Option("--backend", help="inductor or aot_eager.")] = "inductor",
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw the memory of each pipeline over a step, as SVG.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")] = False,
 ) -> None:
     """Predict peak memory, step time and longest context of each pipeline, and name the first that fits.
@@ -47,6 +51,10 @@ def plan(
     rows = _predicted(model, gpus, length, batch, dtype, sets or [], device, link, chosen)
     longest = {p.name: _longest(p, memory * _GIB, tokens) for p, tokens in rows}
     best = next((p for p, _ in rows if p.peak_bytes <= memory * _GIB), None)
+    if picture is not None:
+        from autosp_ir.viz.curves import memory_svg
+
+        picture.write_text(memory_svg({p.name: p.curve for p, _ in rows}, memory * _GIB), encoding="utf-8")
     if as_json:
         found = [asdict(p) | {"curve": None, "longest_tokens": longest[p.name]} for p, _ in rows]
         sys.stdout.write(json.dumps({"pipelines": found, "fits": best.pipeline if best else None}, indent=2) + "\n")

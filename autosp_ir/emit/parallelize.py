@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from autosp_ir._torch_compat import exact_autocast
+from autosp_ir.analysis.hardware import this_device, this_link
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
 from autosp_ir.comm.layout import check_emittable
@@ -20,6 +21,7 @@ from autosp_ir.emit.binding import bind_mesh
 from autosp_ir.emit.hooks import own_hooks_aside, refuse_own_hooks
 from autosp_ir.emit.inductor import inductor_graphs
 from autosp_ir.emit.module import make_module
+from autosp_ir.emit.room import memory_found
 from autosp_ir.emit.runtime import FixedRuntime, ProgramRunner, RecapturingRuntime
 from autosp_ir.emit.step import EmittedStep
 from autosp_ir.emit.team import STALL_TIMEOUT, Team
@@ -144,7 +146,8 @@ def parallelize(
         strict: Refuse an operation that cannot keep its tokens sharded, instead of running it replicated.
         memory_budget: Bytes that a step may take on a rank, weights and gradients included; the states of an optimizer
             and the runtime's own memory come on top. The first pipeline of `autosp_ir.plan` whose predicted peak fits
-            is taken. None takes the default pipeline.
+            is taken. None takes what a GPU has free now, and the default pipeline without a GPU, with a `pipeline`,
+            with `dynamic=True`, and for the backend `eager`.
         grad_sync: `in_graph` returns the complete gradient on every rank; `external` leaves the sum to DDP or FSDP.
         rng: How dropout draws. `per_rank`: every rank draws for its own tokens, in no more memory than they take.
             `global`: every rank draws the dense model's masks and keeps its part. A `rng=` that the pipeline gives to
@@ -171,15 +174,29 @@ def parallelize(
     size = _axis_size(mesh, sp_axis)
     manager = PassManager(drawing(_pipeline(pipeline, backend, sp_axis, grad_sync), rng))
 
+    looks = pipeline is None and not dynamic and backend != "eager"
+
     def rewritten(program: Program) -> PassResult:
-        if memory_budget is None:
+        found = memory_found(model, mesh, sp_axis) if memory_budget is None and looks else None
+        budget = memory_budget or found
+        if budget is None:
             return manager.run(program, mesh={sp_axis: size}, strict=strict)
         # Every rank predicts the same from the same program, and so chooses the same.
         ladder = plan(
-            program, {sp_axis: size}, manager.passes, axis=sp_axis, fused=backend == "inductor", strict=strict
+            program,
+            {sp_axis: size},
+            manager.passes,
+            axis=sp_axis,
+            device=this_device(),
+            link=this_link(this_device()),
+            fused=backend == "inductor",
+            strict=strict,
         )
-        prediction, result = fitting(ladder, memory_budget)
-        _logger.info("memory_budget: %s, %.2f GiB predicted", prediction.name, prediction.peak_bytes / 2**30)
+        prediction, result = fitting(ladder, budget, or_least=memory_budget is None)
+        text = "%s: %.2f GiB predicted of %.2f GiB"
+        fits = prediction.peak_bytes <= budget
+        _logger.log(logging.INFO if fits else logging.WARNING, text, prediction.name, prediction.peak_bytes / 2**30,
+                    budget / 2**30)  # fmt: skip
         return result
 
     def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ProgramRunner, CaptureInfo]:
@@ -273,14 +290,17 @@ def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph", backend
     """`DEFAULT_PIPELINE` for another axis name, gradient synchronisation or backend.
 
     For `inductor` the backward is traced decomposed: what Inductor fuses is then also what `remat` recomputes; small
-    gradients share a reduction; and `overlap` comes last, whose order the compiled code keeps.
+    gradients share a reduction; and `overlap` comes last, for this machine's GPU, whose order the compiled code keeps.
     """
     passes = parse_pipeline(DEFAULT_PIPELINE)
+    device = this_device()
+    link = this_link(device)
     for index, each in enumerate(passes):
         compiled = backend == "inductor"
-        changed = {"axis": axis, "mode": grad_sync, "decompose": compiled, "bucket": "auto" if compiled else 0.0}
+        changed: dict[str, Any] = {"axis": axis, "mode": grad_sync, "decompose": compiled, "link": link}
+        changed["bucket"] = "auto" if compiled else 0.0
         given = {k: v for k, v in changed.items() if k in type(each.options).model_fields}
         passes[index] = type(each)(**(each.options.model_dump() | given))
     if backend == "inductor":
-        passes += parse_pipeline("overlap{fused=true}")
+        passes += parse_pipeline(f"overlap{{device={device} link={link} fused=true}}")
     return format_pipeline(passes)

@@ -52,22 +52,30 @@ def plan(
         yield predict(result.program, rung.name, rung.pipeline, on, over, fused), result
 
 
-def fitting(predictions: Iterator[tuple[Prediction, PassResult]], budget: float) -> tuple[Prediction, PassResult]:
+def fitting(
+    predictions: Iterator[tuple[Prediction, PassResult]], budget: float, *, or_least: bool = False
+) -> tuple[Prediction, PassResult]:
     """The first pipeline whose predicted peak is within a budget.
 
     Args:
         predictions: From `plan`.
         budget: Bytes.
+        or_least: Take the one of least peak if none is.
 
     Raises:
-        UnsupportedError: None is; it names the least peak.
+        UnsupportedError: None is, and `or_least` is not given; it names the least peak.
     """
-    seen: list[Prediction] = []
+    best: tuple[Prediction, PassResult] | None = None
     for prediction, result in predictions:
         if prediction.peak_bytes <= budget:
             return prediction, result
-        seen.append(prediction)
-    least = min(seen, key=lambda p: p.peak_bytes)
+        if best is None or prediction.peak_bytes < best[0].peak_bytes:
+            best = prediction, result
+    if best is None:
+        raise UnsupportedError("there is no pipeline to choose from", hint="give plan() a pipeline")
+    if or_least:
+        return best
+    least = best[0]
     raise UnsupportedError(
         f"no pipeline keeps a step within {budget / 2**30:.2f} GiB: the least is {least.peak_bytes / 2**30:.2f} GiB "
         f"({least.name}), of which {least.input_bytes / 2**30:.2f} GiB are weights and inputs",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from autosp_ir.analysis.liveness import liveness
 from autosp_ir.capture.from_config import model_from_config
 from autosp_ir.cli import app
 from autosp_ir.emit.parallelize import default_pipeline
+from autosp_ir.emit.room import memory_found
 from autosp_ir.pipeline.registry import parse_pipeline
 from autosp_ir.plan import Prediction, fitting, plan, rungs
 from autosp_ir.rewrite.builder import ProgramBuilder
@@ -22,6 +26,8 @@ from autosp_ir.testing import DenseReference
 from tests.passes.test_tile import wide
 
 torch.set_num_threads(1)
+# The package's attribute of this name is the function.
+parallelize = importlib.import_module("autosp_ir.emit.parallelize")
 LLAMA = {
     "model_type": "llama", "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1,
     "num_attention_heads": 8, "num_key_value_heads": 4,
@@ -73,6 +79,8 @@ def test_the_ladder_needs_a_backward() -> None:
 def test_a_budget_that_nothing_meets_names_the_least_peak(predictions: list[tuple[Prediction, air.PassResult]]) -> None:
     with pytest.raises(air.UnsupportedError, match=r"the least is 0\.\d+ GiB \(loss and MLPs"):
         fitting(iter(predictions), 1 << 20)
+    least, _ = fitting(iter(predictions), 1 << 20, or_least=True)
+    assert least.peak_bytes == min(p.peak_bytes for p, _ in predictions)
 
 
 def test_every_rung_is_exact() -> None:
@@ -115,11 +123,35 @@ def test_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(LLAMA))
     arguments = ["plan", str(path), "--length", "32768", "--dtype", "bfloat16", "--gpus", "2", "--memory", "0.15"]
-    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    picture = tmp_path / "memory.svg"
+    shown = CliRunner().invoke(
+        app, [*arguments, "--picture", str(picture)], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    )
     assert shown.exit_code == 0, shown.output
     assert "loss and MLPs in chunks" in shown.stdout and "early-loss-gradient" in shown.stdout.splitlines()[-1]
+    assert picture.read_text().count("<polyline") == 4
     found = CliRunner().invoke(app, [*arguments[:-2], "--memory", "0.001", "--json"])
     assert found.exit_code == 1
     assert json.loads(found.stdout)["fits"] is None and len(json.loads(found.stdout)["pipelines"]) == 4
     refused = CliRunner().invoke(app, [*arguments, "--device", "abacus"])
     assert refused.exit_code and "no device 'abacus'" in str(refused.exception)
+
+
+def test_without_a_gpu_no_memory_is_found() -> None:
+    assert memory_found(wide()[0], None, "sp") is None
+
+
+def test_what_a_gpu_has_free_decides(caplog: pytest.LogCaptureFixture) -> None:
+    model, batch = wide()
+    chosen: list[str] = []
+    for found in (1e12, 1.0, None):
+        caplog.clear()
+        with (
+            mock.patch.object(parallelize, "memory_found", return_value=found),
+            caplog.at_level(logging.INFO, "autosp_ir.emit"),
+        ):
+            air.parallelize(model, batch, backend="aot_eager")
+        chosen.append(caplog.text)
+    assert "default" in chosen[0] and "WARNING" not in chosen[0]
+    assert "WARNING" in chosen[1] and "chunks" in chosen[1], "none fits: the least, and a warning"
+    assert "predicted" not in chosen[2]

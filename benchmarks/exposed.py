@@ -1,0 +1,119 @@
+"""Communication that no kernel covers, on the profiler's timeline: `torchrun --nproc-per-node=2 -m benchmarks.exposed`.
+
+    torchrun --nproc-per-node=2 -m benchmarks.exposed --seq 32768 --pipeline "plain=…" --pipeline "ours=…,overlap{…}"
+
+Each pipeline is compiled, warmed up and profiled for a few steps; what is exposed on rank 0 is printed beside the
+estimate for the same program, and both are drawn. NCCL_P2P_DISABLE=1 makes communication slow enough to matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+import autosp_ir as air
+from autosp_ir.emit.parallelize import default_pipeline
+from autosp_ir.viz.lanes import Lane, exposed_seconds, lanes_svg, measured_lanes, predicted_lanes
+from benchmarks.gpu import ours  # noqa: F401  registers the passes where they are not installed
+from benchmarks.gpu.sizes import add_size_arguments, sizes_of
+from benchmarks.gpu.workload import build, start, tokens
+
+_PROFILED = 3
+
+
+def main() -> None:
+    """Measure every pipeline at every length."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seq", type=int, nargs="+", default=[32768])
+    parser.add_argument("--pipeline", action="append", default=[], metavar="NAME=PIPELINE")
+    parser.add_argument("--backend", default="inductor", choices=["inductor", "aot_eager"])
+    parser.add_argument("--device", default="h100")
+    parser.add_argument("--link", default="nvlink4")
+    parser.add_argument("--out", type=Path, default=Path("build/exposed"))
+    add_size_arguments(parser)
+    given = parser.parse_args()
+    sizes = sizes_of(given)
+    on = start(sizes)
+    default = default_pipeline(backend=given.backend)
+    pipelines = dict(text.split("=", 1) for text in given.pipeline) or {
+        "program order": default.partition(",overlap")[0],
+        "default": default,
+    }
+    model = build(sizes, on, None)
+    rows = []
+    given.out.mkdir(parents=True, exist_ok=True)
+    for seq in given.seq:
+        ids = tokens(sizes, seq, on)
+        batch = {"input_ids": ids, "labels": ids.clone()}
+        for name, pipeline in pipelines.items():
+            found = _measured(model, batch, pipeline, given)
+            pictures = {"predicted": found.pop("predicted"), "measured": found.pop("measured")}
+            rows.append({"seq": seq, "name": name, "pipeline": pipeline} | found)
+            if dist.get_rank() == 0:
+                print(json.dumps({k: v for k, v in rows[-1].items() if k != "pipeline"}), flush=True)
+                stem = f"{name.replace(' ', '-')}-{seq}"
+                (given.out / f"{stem}.svg").write_text(lanes_svg(pictures))
+                (given.out / "exposed.json").write_text(json.dumps(rows, indent=1) + "\n")
+    dist.destroy_process_group()
+
+
+def _measured(
+    model: torch.nn.Module, batch: dict[str, Any], pipeline: str, given: argparse.Namespace
+) -> dict[str, Any]:
+    result = air.PassManager(pipeline).run(air.capture(model, batch), mesh={"sp": dist.get_world_size()})
+    step = result.program.emit(backend=given.backend)
+
+    def once() -> None:
+        step(**batch).loss.backward()
+        model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    seconds, profiles = [], []
+    for _ in range(3):
+        once()
+    for _ in range(2 * _PROFILED):
+        dist.barrier()
+        began = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - began)
+    for _ in range(_PROFILED):
+        dist.barrier()
+        profiles.append(_profiled(once))
+    exposed = [exposed_seconds(lanes) for lanes in profiles]
+    fused = given.backend == "inductor"
+    predicted = predicted_lanes(result.program, given.device, given.link, fused=fused)
+    middle = sorted(range(_PROFILED), key=exposed.__getitem__)[_PROFILED // 2]
+    return {
+        "step_ms": 1e3 * statistics.median(seconds),
+        "exposed_ms": 1e3 * exposed[middle],
+        "exposed_spread_ms": [1e3 * min(exposed), 1e3 * max(exposed)],
+        "communication_ms": 1e3 * sum(s.seconds for lane in profiles[middle][1:] for s in lane.slices),
+        "predicted_ms": 1e3 * max(s.begin + s.seconds for lane in predicted for s in lane.slices),
+        "predicted_exposed_ms": 1e3 * exposed_seconds(predicted),
+        "predicted": predicted,
+        "measured": profiles[middle],
+    }
+
+
+def _profiled(once: Any) -> list[Lane]:
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+    with profile(activities=activities) as recorded:
+        once()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(path))
+        return measured_lanes(json.loads(path.read_text())["traceEvents"])
+
+
+if __name__ == "__main__":
+    main()
