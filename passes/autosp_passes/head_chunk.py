@@ -11,6 +11,7 @@ from __future__ import annotations
 from math import gcd
 from typing import Any, Literal, NamedTuple
 
+from autosp_ir.analysis.cost import Link, link
 from autosp_ir.errors import PassError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
@@ -39,8 +40,11 @@ class HeadChunk(Pass):
     class Options(Pass.Options):
         """Options of `head-chunk`."""
 
-        chunks: int | Literal["auto"] = "auto"
-        """Groups of heads of each attention; `auto`: up to four, as many as its heads allow."""
+        chunks: int | Literal["auto", "overlap"] = "auto"
+        """Groups of heads of each attention; `auto`: up to four, for memory; `overlap`: as many of these as leave the
+        least communication exposed, the latency of more exchanges counted."""
+        link: str = "nvlink4"
+        """What connects the ranks, for `overlap`: nvlink4, nvlink3, pcie or network-400g."""
 
     options: Options
 
@@ -49,12 +53,14 @@ class HeadChunk(Pass):
 
         Raises:
             PassError: `chunks` is smaller than one.
+            UnsupportedError: The table does not know the link.
         """
-        if self.options.chunks != "auto" and self.options.chunks < 1:
+        self._over = link(self.options.link)
+        if isinstance(self.options.chunks, int) and self.options.chunks < 1:
             raise PassError(
                 f"attention cannot run in {self.options.chunks} groups of heads",
                 pass_name=self.name,
-                hint="use a positive number, or chunks=auto",
+                hint="use a positive number, chunks=auto or chunks=overlap",
             )
         rewriter = ctx.rewriter(program)
         for node in list(program.graph.nodes):
@@ -68,6 +74,8 @@ class HeadChunk(Pass):
         chunks = self._chunks(site) if reason is None else 1
         if reason is None and chunks < 2:
             reason = f"its {site.query_heads} query and {site.key_heads} key heads cannot be cut as asked"
+            if self.options.chunks == "overlap":
+                reason = "more exchanges would cost more latency than they hide, or its heads cannot be cut"
         if reason is not None:
             ctx.remark("missed", node, f"attention stays whole: {reason}")
             return
@@ -81,9 +89,12 @@ class HeadChunk(Pass):
     def _chunks(self, site: _Site) -> int:
         heads = site.query_heads // site.ranks
         fits = [n for n in range(1, heads + 1) if site.query_heads % (n * site.ranks) == 0 and site.parts(n)]
-        if self.options.chunks != "auto":
+        if isinstance(self.options.chunks, int):
             return self.options.chunks if self.options.chunks in fits else 1
-        return max((n for n in fits if n <= _MOST_CHUNKS), default=1)
+        few = [n for n in fits if n <= _MOST_CHUNKS]
+        if self.options.chunks == "auto":
+            return max(few, default=1)
+        return min(few, key=lambda n: site.exposed_seconds(n, self._over), default=1)
 
 
 class _Site(NamedTuple):
@@ -137,6 +148,18 @@ class _Site(NamedTuple):
         keys = gcd(chunks, self.key_heads // self.ranks)
         queries = chunks // keys
         return (keys, queries) if self.query_heads // self.key_heads % queries == 0 else None
+
+    def exposed_seconds(self, chunks: int, over: Link) -> float:
+        """Communication in front of the first group's attention and behind the last one's; 0 without exchanges.
+
+        Of the queries and the output one group is exposed, and each further group adds the latency of its exchanges.
+        Without a number for the length, a group costs nothing.
+        """
+        kind = self.sources[0].tensor_type
+        if self.entries is None or not isinstance(kind.numel, int):
+            return 0.0
+        sent = kind.numel * kind.dtype.itemsize * (self.ranks - 1) / self.ranks
+        return 2 * (sent / chunks / over.bandwidth + chunks * over.latency)
 
     def reason_against(self) -> str | None:
         """Why it cannot be cut, None if it can."""

@@ -104,3 +104,23 @@ def test_a_senseless_number_is_refused(chunks: str) -> None:
     program = air.capture(*build("plain", length=16))
     with pytest.raises(air.AutoSPError):
         air.PassManager(f"canonicalize,head-chunk{{chunks={chunks}}}").run(program)
+
+
+@pytest.mark.parametrize("link", ["network-400g", "pcie"])
+def test_small_exchanges_are_not_cut_for_overlap(link: str) -> None:
+    model, batch = build("llama-mha", length=32)
+    result = run(air.capture(model, batch), f"{CUT},head-chunk{{chunks=overlap link={link}}}", 2)
+    assert "attentions" not in result.statistics["head-chunk"]
+    assert any("more latency than they hide" in r.message for r in result.remarks)
+
+
+def test_large_exchanges_are_cut_as_far_as_it_hides_them() -> None:
+    b = air.ProgramBuilder(mesh={"sp": 2})
+    q, k, v = (b.input(n, (1, 32, 65536, 128), dtype=torch.bfloat16, layout={"sp": air.Shard(2)}) for n in "qkv")
+    exchanged = [b.call("autosp.all_to_all", (x, 1, 2, "sp", 2)) for x in (q, k, v)]
+    out, _ = b.call("autosp.attention", tuple(exchanged), {"causal": True})
+    b.output(b.call("autosp.all_to_all", (out, 2, 1, "sp", 2)))
+    program = b.build()
+    program.facts |= {"canonical", "token-partitioned", "attention-resolved"}
+    result = air.PassManager("head-chunk{chunks=overlap}", verify=False).run(program)
+    assert count_operations(result.program, "attention") == 4
