@@ -384,23 +384,22 @@ def compile_with_inductor(
 def pin_order(
     graph: torch.fx.Graph,
     anchors: Callable[[torch.fx.Node], bool],
-    sums: Callable[[torch.fx.Node], bool] = lambda node: False,
+    chunked: bool = False,
 ) -> None:
     """Make the order of collectives and of chunks a dependency, which no later scheduler may break.
 
     The first costed operation behind a start depends on the start; a wait depends on the last costed operation in
-    front of it and on what was started since. A wait right behind its start is left alone: pins cost fusion. From the
-    first addition to a sum over chunks to the last one, every costed operation depends on the one in front of it and on
-    the numbers computed since: otherwise chunks are fused with each other, or all their losses with the sum of them,
-    which reads the logits of every chunk. Copies to host memory and back are tied in from both sides: no data says that
-    one from host memory begins late, nor that the wait of one to host memory, behind which the memory of its source is
-    free, comes early. Where there are copies all costed operations keep their order, or what a copy hides under moves
-    away.
+    front of it and on what was started since. A wait right behind its start is left alone: pins cost fusion. In a
+    program of chunks every costed operation depends on the one in front of it and on the sums computed since: otherwise
+    chunks are fused with each other, or all their losses with the sum of them, which reads the logits of every chunk.
+    Copies to host memory and back are tied in from both sides: no data says that one from host memory begins late, nor
+    that the wait of one to host memory, behind which the memory of its source is free, comes early. Where there are
+    copies all costed operations keep their order, or what a copy hides under moves away.
 
     Args:
         graph: A graph of Inductor after its own passes. It is changed.
         anchors: Which nodes are costed.
-        sums: Which nodes add to a sum over chunks.
+        chunked: Whether the graph runs parts of the program chunk by chunk.
     """
     from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
     from torch.utils._ordered_set import OrderedSet
@@ -412,7 +411,6 @@ def pin_order(
     fresh: list[torch.fx.Node] = []
     begin = 0
     nodes = list(graph.nodes)
-    summing = [i for i, node in enumerate(nodes) if sums(node)] or [0]
     copying = any(n.target in (copies.offload.default, copies.reload.default) for n in nodes)
     for place, node in enumerate(nodes):
         if node.target in (functional.wait_tensor.default, copies.wait_copy.default):
@@ -436,41 +434,45 @@ def pin_order(
             if fresh:
                 pins[node] = OrderedSet(fresh)
                 fresh = []
-            summed = summing[0] < place <= summing[-1]
-            if last is not None and (summed or copying):
-                pins.setdefault(node, OrderedSet()).update([last, *_numbers(nodes[begin:place] if summed else ())])
+            if last is not None and (chunked or copying):
+                pins.setdefault(node, OrderedSet()).update([last, *_reductions(nodes[begin:place] if chunked else ())])
             last, begin = node, place + 1
     preserve_node_ordering(graph, pins)
 
 
-def _numbers(nodes: Sequence[torch.fx.Node]) -> list[torch.fx.Node]:
-    """Those that reduce a tensor to one floating-point number."""
+# A result this many times smaller than an operand is a sum over it, such as a loss or the gradient of a bias.
+_REDUCED = 8
 
-    def is_number(node: torch.fx.Node) -> bool:
+
+def _reductions(nodes: Sequence[torch.fx.Node]) -> list[torch.fx.Node]:
+    """Those that reduce a tensor to a much smaller floating-point one."""
+
+    def reduces(node: torch.fx.Node) -> bool:
         value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return False
         sources = [n.meta.get("val") for n in node.all_input_nodes]
-        floating = isinstance(value, torch.Tensor) and value.numel() == 1 and value.is_floating_point()
-        return floating and any(isinstance(s, torch.Tensor) and s.numel() > 1 for s in sources)
+        return any(isinstance(s, torch.Tensor) and s.numel() >= _REDUCED * value.numel() for s in sources)
 
-    return [n for n in nodes if n.op == "call_function" and is_number(n)]
+    return [n for n in nodes if reduces(n)]
 
 
-def pinning_pass(anchors: Callable[[torch.fx.Node], bool], sums: Callable[[torch.fx.Node], bool], version: str) -> Any:
+def pinning_pass(anchors: Callable[[torch.fx.Node], bool], chunked: bool, version: str) -> Any:
     """`pin_order` as a pass for `torch._inductor.config.post_grad_custom_post_pass`.
 
     Args:
         anchors: Which nodes are costed.
-        sums: Which nodes add to a sum over chunks.
-        version: Identifies what the two accept, for Inductor's cache of compiled graphs.
+        chunked: As in `pin_order`.
+        version: Identifies what `anchors` accepts, for Inductor's cache of compiled graphs.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
     class Pin(CustomGraphPass):
         def __call__(self, graph: torch.fx.Graph) -> None:
-            pin_order(graph, anchors, sums)
+            pin_order(graph, anchors, chunked)
 
         def uuid(self) -> Any:
-            return f"autosp_ir.pin_order {version}"
+            return f"autosp_ir.pin_order 2 {chunked} {version}"
 
     return Pin()
 

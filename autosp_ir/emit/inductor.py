@@ -42,7 +42,7 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     own = _with_own_storage(split.forward, traced, inputs)
     # What these passes arranged would otherwise be rearranged, and chunks fused with one another.
     arranged = split.forward.facts & {"overlapped", "tiled", "offloaded"}
-    pins = pinning_pass(_is_costed, _adds_a_chunk, ",".join(_COSTED)) if arranged else None
+    pins = pinning_pass(_is_costed, "tiled" in arranged, ",".join(_COSTED)) if arranged else None
     forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False, last_pass=pins)
     if split.backward is None:
         return StepGraphs(forward, None)
@@ -60,11 +60,6 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
 
 def _is_costed(node: fx.Node) -> bool:
     return str(node.target) in _COSTED
-
-
-def _adds_a_chunk(node: fx.Node) -> bool:
-    """Whether the node adds the product of a chunk to a sum, or begins such a sum."""
-    return node.target is torch.ops.autosp.mm_float32.default or torch.ops.autosp.addmm_float32_.default in node.args
 
 
 def _traced(program: Program, strides: dict[str, tuple[int, ...] | None]) -> tuple[fx.GraphModule, list[Any]]:

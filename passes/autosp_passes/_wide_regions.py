@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from autosp_ir.analysis.chunked import chunk_values
 from autosp_ir.analysis.token_axis import token_factors
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
@@ -98,11 +99,12 @@ class TokenMap:
 
 
 def stream_width(tokens: TokenMap, program: Program) -> int | None:
-    """The width that most floating values have; of several, the smallest."""
+    """The width that most floating values have, parts such as groups of heads not counted; of several, the smallest."""
     widths: Counter[int] = Counter()
+    parts = chunk_values(program)
     for node in program.graph.nodes:
         for value in node.results:
-            width = tokens.width(value)
+            width = tokens.width(value) if value not in parts else None
             if width is not None and value.tensor_type.dtype.is_floating_point and value.tensor_type.ndim > 1:
                 widths[width] += 1
     return max(widths, key=lambda w: (widths[w], -w)) if widths else None
