@@ -22,6 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import autosp_ir as air
 from autosp_ir.analysis.cost import Link, device
 from autosp_ir.analysis.fused import Fusion, fused_durations
+from autosp_ir.viz.lanes import lanes_svg, predicted_lanes
 from autosp_passes._schedule.cp_sat import solve
 from autosp_passes._schedule.portfolio import best, settled
 from autosp_passes._schedule.problem import Problem, halves
@@ -37,9 +38,13 @@ def main(
     tokens: Annotated[list[int], typer.Option("--tokens")] = [32768, 131072],  # noqa: B006
     gigabytes: Annotated[list[int], typer.Option("--link", help="GB/s of one rank.")] = [40, 100, 300],  # noqa: B006
     effort: Annotated[float, typer.Option("--effort", help="Deterministic seconds of CP-SAT for two layers.")] = 30.0,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Draw two layers over 40 GB/s, and end.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
 ) -> None:
     """Compare orders of forward and backward and print a table."""
+    if picture is not None:
+        picture.write_text(drawn())
+        return
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     rows: list[dict[str, Any]] = []
     for depth in layers:
@@ -54,6 +59,17 @@ def main(
                         print(line(rows[-1]), flush=True)
     if out is not None:
         out.write_text(json.dumps({"machine": _machine(), "ranks": _RANKS, "rows": rows}, indent=1) + "\n")
+
+
+def drawn() -> str:
+    """The lanes of two layers with four groups of heads at 131,072 tokens, in program order and overlapped, as SVG."""
+    program = lowered(captured(2, 131072), _RANKS, 4, "in_graph")
+    link = "network-400g"
+    ordered = (
+        air.PassManager(f"overlap{{link={link} fused=true memory={_CAPS[-1]}}}", verify=False).run(program).program
+    )
+    lanes = {"program": program, "overlap": ordered}
+    return lanes_svg({name: predicted_lanes(each, link=link, fused=True) for name, each in lanes.items()})
 
 
 def compared(program: air.Program, rate: int, effort: float) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from autosp_ir.analysis.liveness import liveness
 from autosp_ir.analysis.timeline import durations, run
 from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_passes._schedule.cp_sat import solve
-from autosp_passes._schedule.lists import list_order
+from autosp_passes._schedule.lists import Yielding, list_order
 from autosp_passes._schedule.portfolio import best, settled
 from autosp_passes._schedule.problem import Problem, halves
 from autosp_passes.overlap import reorder
@@ -25,6 +26,7 @@ _LOWERED = (
     "canonicalize,pad-tokens,token-partition,ulysses,head-chunk{chunks=2},differentiate,remat,grad-sync,lower-comm"
 )
 # As fast as makes communication and compute of a tiny model about equal.
+MODES: tuple[Yielding, ...] = get_args(Yielding)
 _LINKS = (Link("slow", 1e8, 2e-5), Link("fast", 1e10, 2e-6))
 
 
@@ -72,7 +74,7 @@ def test_any_urgency_gives_an_order_and_settling_it_never_slows_it(seed: int) ->
     draw = random.Random(seed)
     for problem in problems(lowered(), _LINKS[seed % 2]):
         urgency = [draw.random() for _ in problem.nodes]
-        order = list_order(problem, urgency, draw.choice((0, 3, 50, 10**9)), draw.choice((0.0, 0.5)))
+        order = list_order(problem, urgency, draw.choice((0, 3, 50, 10**9)), draw.choice((0.0, 1e-3)), MODES[seed % 3])
         assert is_valid(problem, order) and is_valid(problem, settled(problem, order))
 
 

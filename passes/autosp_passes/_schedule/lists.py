@@ -17,16 +17,15 @@ from typing import Literal
 from autosp_ir.analysis.channels import Channels
 from autosp_passes._schedule.problem import Problem
 
-Yielding = Literal["no", "covered", "idle"]
+Yielding = Literal["at once", "covered", "idle"]
 
 
 def list_order(
     problem: Problem,
     urgency: Sequence[float],
     ahead: int,
-    patience: float = 0.0,
     reserve: float = 0.0,
-    yielding: Yielding = "no",
+    yielding: Yielding = "at once",
 ) -> list[int]:
     """An order by list scheduling.
 
@@ -34,12 +33,11 @@ def list_order(
         problem: The tasks.
         urgency: Of each task; the greatest goes first, the program's own order decides between equals.
         ahead: How many places in front of the first task that is not done a task may be.
-        patience: A more urgent wait is waited for if that takes less than this part of the next task's time.
         reserve: Seconds of work that nothing costed waits for which may be held back.
-        yielding: Whether collectives that nothing costed waits for keep out of the way: `covered` ones go out in front
-            of a task that is longer than they take, `idle` ones also whenever their link is idle.
+        yielding: When collectives that nothing costed waits for go out: at once, `covered` by a task that is longer
+            than they take, or also whenever their link is idle.
     """
-    return _Lists(problem, urgency, ahead, patience, reserve, yielding).run()
+    return _Lists(problem, urgency, ahead, reserve, yielding).run()
 
 
 class _Lists:
@@ -49,7 +47,6 @@ class _Lists:
         problem: The tasks.
         urgency: As in `list_order`.
         ahead: Likewise.
-        patience: Likewise.
         reserve: Likewise.
         yielding: Likewise.
     """
@@ -59,14 +56,12 @@ class _Lists:
         problem: Problem,
         urgency: Sequence[float],
         ahead: int,
-        patience: float,
         reserve: float,
         yielding: Yielding,
     ) -> None:
         self._problem = problem
         self._urgency = urgency
         self._ahead = ahead
-        self._patience = patience
         self._most_reserved = reserve
         self._reserved = 0.0
         self._reserve: deque[int] = deque()
@@ -105,7 +100,7 @@ class _Lists:
                 self._waits.append(task)
                 continue
             starts = self._problem.axis[task] is not None
-            if self._spare[task] and starts and self._yielding != "no":
+            if self._spare[task] and starts and self._yielding != "at once":
                 self._postponed.append(task)
                 continue
             if self._spare[task] and not starts and self._most_reserved:
@@ -141,12 +136,6 @@ class _Lists:
         if from_reserve:
             self._reserved -= self._problem.compute[task]
             return self._reserve.popleft()
-        urgent = [w for w in self._waits if self._urgency[w] > self._urgency[task]] if self._patience else []
-        if urgent:
-            soonest = self._soonest(urgent)
-            stall = self._channels.done_at(self._started(soonest)) - self._now
-            if stall < self._patience * self._problem.compute[task]:
-                return self._take(soonest)
         return heapq.heappop(self._work)[1]
 
     def _find_last_long(self) -> int:

@@ -13,12 +13,10 @@ from autosp_passes._schedule.cp_sat import solve
 from autosp_passes._schedule.lists import Yielding, list_order
 from autosp_passes._schedule.problem import Problem
 
-# Places that work may run ahead of the program: without a bound, about a layer, and about an operation.
+# Places that work may run ahead of the program: without a bound, about a layer, a few costed operations.
 _AHEAD = (10**9, 100, 25)
-_PATIENCE = (0.0, 0.5)
 # Work held back, in times of the longest exchange.
 _RESERVES = (0, 1, 2, 4)
-_PERTURBED = 2
 _NOISE = 0.03
 
 
@@ -83,21 +81,25 @@ def _candidates(problem: Problem) -> Iterator[tuple[str, list[int]]]:
     for overtake in (True, False):
         yield f"starts early, waits late {overtake=}", settled(problem, range(len(problem.nodes)), overtake)
     for ahead in _AHEAD:
-        for patience in _PATIENCE:
-            for name, urgency in (("program order, stalls filled", own), ("critical path", paths)):
-                order = list_order(problem, urgency, ahead, patience)
-                yield f"{name} {ahead=} {patience=}", settled(problem, order)
+        yield f"critical path, {_distance(ahead)}", settled(problem, list_order(problem, paths, ahead))
     longest = max(problem.comm)
     for yielding in get_args(Yielding):
-        for factor in _RESERVES:
-            order = list_order(problem, own, _AHEAD[0], 0.0, factor * longest, yielding)
-            yield f"program order, {factor} exchanges of work in reserve {yielding=}", settled(problem, order)
+        for ahead in _AHEAD:
+            for factor in _RESERVES if ahead >= _AHEAD[1] else _RESERVES[:1]:
+                order = list_order(problem, own, ahead, factor * longest, yielding)
+                name = (
+                    f"program order, {_distance(ahead)}, {factor} exchanges of work in reserve, reductions {yielding}"
+                )
+                yield name, settled(problem, order)
     # The same on every rank.
     draw = random.Random(0)
     for ahead in _AHEAD[:2]:
-        for _ in range(_PERTURBED):
-            urgency = [path * (1 + _NOISE * draw.random()) for path in paths]
-            yield f"critical path, perturbed {ahead=}", settled(problem, list_order(problem, urgency, ahead))
+        urgency = [path * (1 + _NOISE * draw.random()) for path in paths]
+        yield f"critical path, perturbed, {_distance(ahead)}", settled(problem, list_order(problem, urgency, ahead))
+
+
+def _distance(ahead: int) -> str:
+    return "any distance" if ahead == _AHEAD[0] else f"{ahead} operations ahead"
 
 
 def settled(problem: Problem, order: Sequence[int], overtake: bool = False) -> list[int]:
