@@ -82,8 +82,15 @@ def _candidates(problem: Problem) -> Iterator[tuple[str, list[int]]]:
         yield f"starts early, waits late {overtake=}", settled(problem, range(len(problem.nodes)), overtake)
     for ahead in _AHEAD:
         yield f"critical path, {_distance(ahead)}", settled(problem, list_order(problem, paths, ahead))
+    # Of projections that wait for the same, the short ones first: their exchanges run under the long one.
+    scale = 2 * max(problem.compute) or 1.0
+    shortest = [-depth - compute / scale for depth, compute in zip(problem.depths(), problem.compute, strict=True)]
+    for ahead in _AHEAD[:2]:
+        yield f"shortest first, {_distance(ahead)}", settled(problem, list_order(problem, shortest, ahead))
     longest = max(problem.comm)
-    for yielding in get_args(Yielding):
+    spare = problem.spare()
+    reduces = any(c for c, each in zip(problem.comm, spare, strict=True) if each)
+    for yielding in get_args(Yielding) if reduces else get_args(Yielding)[:1]:
         for ahead in _AHEAD:
             for factor in _RESERVES if ahead >= _AHEAD[1] else _RESERVES[:1]:
                 order = list_order(problem, own, ahead, factor * longest, yielding)

@@ -79,6 +79,13 @@ class Problem:
         own = {node: self.priced.compute[node] for node in self.nodes}
         return Durations(own, {n: self.priced.comm[n] for n in self.nodes if n in self.priced.comm}).lower_bound
 
+    def depths(self) -> list[int]:
+        """Costed tasks on the longest way to each task, itself among them."""
+        depth: list[int] = []
+        for node, needed in zip(self.nodes, self.before, strict=True):
+            depth.append(max((depth[i] for i in needed), default=0) + is_costed(node))
+        return depth
+
     def spare(self) -> list[bool]:
         """Whether nothing costed waits for each task."""
         costed = [is_costed(node) for node in self.nodes]
