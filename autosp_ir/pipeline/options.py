@@ -129,7 +129,7 @@ def _natural(word: Word) -> Any:
         return _CONSTANTS[word.text]
     if _INT.fullmatch(word.text):
         return int(word.text)
-    return float(word.text) if _FLOAT.fullmatch(word.text) else word.text
+    return float(word.text) if _FLOAT.fullmatch(word.text) or word.text in ("inf", "-inf") else word.text
 
 
 def _readings(option: OptionText) -> Iterator[Any]:

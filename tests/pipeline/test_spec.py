@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -223,6 +223,7 @@ PASSES = st.one_of(
 
 @settings(deadline=None)
 @given(st.lists(PASSES, max_size=3))
+@example([Wide(mixed=[float("inf"), "inf", float("-inf"), "-inf"], peak=float("inf"), text="inf", either="inf")])
 def test_printing_and_parsing_are_inverse(passes: list[Pass]) -> None:
     written = format_pipeline(passes)
     read = build(written)
