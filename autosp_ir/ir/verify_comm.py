@@ -65,14 +65,18 @@ _HINT = "read a collective's result through exactly one _c10d_functional.wait_te
 
 def _check_started(started: Node, start: Node) -> None:
     waits = [u.node for u in started.result.uses if u.node.is_op(_WAIT)]
-    early = next((n for n in started.users if not n.is_op(_WAIT)), None)
+    what = f"which {start.op.name} has only started"
+    _check_one_wait(started, start, waits, what, f"the collective started by %{start.name}", _HINT)
+
+
+def _check_one_wait(started: Node, start: Node, waits: list[Node], what: str, named: str, hint: str) -> None:
+    """Exactly one wait reads what is in flight, and nothing else does."""
+    early = next((n for n in started.users if n not in waits), None)
     if early is not None:
-        raise VerifyError(
-            f"{early.op.name} reads %{started.name}, which {start.op.name} has only started", node=early, hint=_HINT
-        )
+        raise VerifyError(f"{early.op.name} reads %{started.name}, {what}", node=early, hint=hint)
     if len(waits) != 1:
         count = "never" if not waits else f"{len(waits)} times"
-        raise VerifyError(f"the collective started by %{start.name} is awaited {count}", node=start, hint=_HINT)
+        raise VerifyError(f"{named} is awaited {count}", node=start, hint=hint)
 
 
 def _check_wait(node: Node) -> None:
@@ -84,14 +88,8 @@ def _check_wait(node: Node) -> None:
 
 def _check_copy(start: Node) -> None:
     waits = [u.node for u in start.result.uses if u.node.is_op(_COPY_WAIT) and u.node.operands[0] is start.result]
-    early = next((n for n in start.users if n not in waits), None)
-    if early is not None:
-        raise VerifyError(
-            f"{early.op.name} reads %{start.name}, a copy that has only been started", node=early, hint=_COPY_HINT
-        )
-    if len(waits) != 1:
-        count = "never" if not waits else f"{len(waits)} times"
-        raise VerifyError(f"the copy started by %{start.name} is awaited {count}", node=start, hint=_COPY_HINT)
+    what = "a copy that has only been started"
+    _check_one_wait(start, start, waits, what, f"the copy started by %{start.name}", _COPY_HINT)
 
 
 def _check_copy_wait(node: Node) -> None:

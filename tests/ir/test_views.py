@@ -220,12 +220,9 @@ def test_a_drawing_falls_back_to_dot_source(monkeypatch: pytest.MonkeyPatch, tmp
     assert "pip install 'autosp-ir[viz]'" in str(caught.value)
 
 
-def test_a_drawing_is_an_svg_where_graphviz_is(tmp_path: Path) -> None:
+def test_a_drawing_is_an_svg(tmp_path: Path) -> None:
     drawing = drawn().show()
-    try:
-        svg = drawing.svg()
-    except UnsupportedError:
-        pytest.skip("Graphviz is not installed")
+    svg = drawing.svg()
     assert "<svg" in svg
     assert "image/svg+xml" in drawing._repr_mimebundle_()
     assert (drawing.save(tmp_path / "program.svg")).read_text() == svg
