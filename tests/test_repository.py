@@ -8,6 +8,8 @@ from statistics import median
 
 import pytest
 
+import autosp_passes
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "autosp_ir").rglob("*.py"), *(ROOT / "passes").rglob("*.py")])
 PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
@@ -98,3 +100,8 @@ def test_an_entry_point_carries_the_name_of_its_pass(entry: EntryPoint) -> None:
 def test_every_module_of_built_in_passes_is_an_entry_point() -> None:
     modules = {path.stem for path in (ROOT / "passes" / "autosp_passes").glob("[!_]*.py")}
     assert modules <= {entry.module.removeprefix("autosp_passes.") for entry in entry_points(group="autosp_ir.passes")}
+
+
+def test_the_package_exports_every_built_in_pass() -> None:
+    entries = [e for e in entry_points(group="autosp_ir.passes") if e.module.startswith("autosp_passes.")]
+    assert {entry.load().__name__ for entry in entries} == set(autosp_passes.__all__)

@@ -2,6 +2,7 @@
 
 from autosp_passes.canonicalize import Canonicalize
 from autosp_passes.differentiate import Differentiate
+from autosp_passes.early_loss_gradient import EarlyLossGradient
 from autosp_passes.grad_sync import GradSync
 from autosp_passes.head_chunk import HeadChunk
 from autosp_passes.lower_comm import LowerComm
@@ -16,6 +17,7 @@ from autosp_passes.ulysses import Ulysses
 __all__ = [
     "Canonicalize",
     "Differentiate",
+    "EarlyLossGradient",
     "GradSync",
     "HeadChunk",
     "LowerComm",
