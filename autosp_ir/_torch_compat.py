@@ -472,7 +472,7 @@ def pinning_pass(anchors: Callable[[torch.fx.Node], bool], chunked: bool, versio
             pin_order(graph, anchors, chunked)
 
         def uuid(self) -> Any:
-            return f"autosp_ir.pin_order 2 {chunked} {version}"
+            return f"autosp_ir.pin_order 3 {chunked} {version}"
 
     return Pin()
 

@@ -38,7 +38,9 @@ SCHEMAS = (
 
 LIBRARY = torch.library.Library("autosp", "FRAGMENT")
 for _schema in SCHEMAS:
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # Any strides will do. For strides of its own Inductor would copy an operand once for the start and once for the
+    # wait, which then would keep the wrong copy alive.
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
 
 
 def starts_copy(node: Node) -> bool:
@@ -52,10 +54,11 @@ def on_host(node: Node) -> bool:
 
 
 class _Copy(NamedTuple):
-    """A copy on a side stream: when it is done, and what it must not lose until then."""
+    """A copy that was started and not awaited: its end, where it reads, and what it must not lose until it is done."""
 
-    done: torch.cuda.Event
-    tensors: tuple[Tensor, Tensor]
+    done: torch.cuda.Event | None
+    source: int
+    tensors: tuple[Tensor, ...]
 
 
 _streams: dict[tuple[torch.device, str], torch.cuda.Stream] = {}
@@ -82,15 +85,28 @@ def _copy(source: Tensor, target: Tensor, device: torch.device, direction: str) 
             target.copy_(source, non_blocking=True)
             done = stream.record_event()
         # Copies whose wait never came, such as those of a step that failed.
-        for address in [a for a, copy in _running.items() if copy.done.query()]:
-            del _running[address]
-        _running[target.untyped_storage().data_ptr()] = _Copy(done, (source, target))
+        for address, copy in _running.items():
+            if copy.tensors and copy.done is not None and copy.done.query():
+                _running[address] = copy._replace(tensors=())
+        _running[_address(target)] = _Copy(done, source.data_ptr(), (source, target))
     return target
+
+
+def _plainly(source: Tensor, target: Tensor) -> Tensor:
+    """Copy without a stream; the wait is checked all the same."""
+    target.copy_(source)
+    with _lock:
+        _running[_address(target)] = _Copy(None, source.data_ptr(), ())
+    return target
+
+
+def _address(copy: Tensor) -> int:
+    return copy.untyped_storage().data_ptr()
 
 
 def _offload(x: Tensor) -> Tensor:
     if not x.is_cuda:
-        return torch.empty_like(x, device="cpu").copy_(x)
+        return _plainly(x, torch.empty_like(x, device="cpu"))
     return _copy(x, torch.empty_like(x, device="cpu", pin_memory=True), x.device, "to host")
 
 
@@ -100,17 +116,23 @@ def _reload(x: Tensor, *, device: torch.device) -> Tensor:
             f"host memory is reloaded to CUDA devices or the CPU, not to {device}", hint="leave `offload` out"
         )
     target = torch.empty_like(x, device=device)
-    return _copy(x, target, target.device, "to device") if target.is_cuda else target.copy_(x)
+    return _copy(x, target, target.device, "to device") if target.is_cuda else _plainly(x, target)
 
 
 def _wait_copy(copy: Tensor, source: Tensor) -> Tensor:
-    device = copy.device if copy.is_cuda else source.device
-    if device.type == "cuda":
-        with _lock:
-            running = _running.pop(copy.untyped_storage().data_ptr(), None)
-        # Without an entry it was found done when a later copy started.
-        if running is not None:
-            torch.cuda.current_stream(device).wait_event(running.done)
+    if copy.numel() == 0:
+        return _alias(copy)
+    with _lock:
+        running = _running.pop(_address(copy), None)
+    if running is None or running.source != source.data_ptr():
+        raise UnsupportedError(
+            "a copy to or from host memory is awaited with another source than it was started with, so that its source "
+            "may have been overwritten",
+            hint='the compiler took another copy of the operand: use backend="aot_eager", or leave `offload` out',
+        )
+    if running.done is not None:
+        device = copy.device if copy.is_cuda else source.device
+        torch.cuda.current_stream(device).wait_event(running.done)
     return _alias(copy)
 
 

@@ -1,4 +1,4 @@
-"""Timing one case, then one untimed step whose loss and gradient can be compared between modes."""
+"""Timing one case, and a loss and a gradient that can be compared between modes."""
 
 from __future__ import annotations
 
@@ -72,13 +72,19 @@ def measure(row: Measured, sizes: Sizes, model: nn.Module, case: Case) -> None:
     row.warm_s = time.perf_counter() - began
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    times = [_timed(model, case, cuda) for _ in range(sizes.steps)]
+    times = [_timed(model, case, cuda) for _ in range(sizes.steps - 1)]
+    seconds, loss = _step(case, cuda)
+    times.append(seconds)
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     slowest = _over_ranks([*times, peak], dist.ReduceOp.MAX)
     times, row.peak_gib = slowest[:-1], slowest[-1]
     row.step_s, row.min_s, row.max_s = statistics.median(times), min(times), max(times)
 
-    row.loss = global_loss(case)
+    if case.weighted:
+        clear(model, case)
+        row.loss = global_loss(case)
+    else:
+        row.loss = _over_ranks([float(loss.detach()) * case.share], dist.ReduceOp.SUM)[0]
     row.grad_norm = gradient_norm(model)
     clear(model, case)
     gc.collect()
@@ -87,6 +93,13 @@ def measure(row: Measured, sizes: Sizes, model: nn.Module, case: Case) -> None:
 
 
 def _timed(model: nn.Module, case: Case, cuda: bool) -> float:
+    seconds, loss = _step(case, cuda)
+    del loss
+    clear(model, case)
+    return seconds
+
+
+def _step(case: Case, cuda: bool) -> tuple[float, Tensor]:
     if cuda:
         torch.cuda.synchronize()
     dist.barrier()
@@ -94,10 +107,7 @@ def _timed(model: nn.Module, case: Case, cuda: bool) -> float:
     loss = case.step(None)
     if cuda:
         torch.cuda.synchronize()
-    spent = time.perf_counter() - at
-    del loss
-    clear(model, case)
-    return spent
+    return time.perf_counter() - at, loss
 
 
 def clear(model: nn.Module, case: Case) -> None:

@@ -37,6 +37,6 @@ def ours(sizes: Sizes, device: torch.device, choice: Choice) -> Mode:
             loss.backward()
             return loss
 
-        return Case(step, 1 / dist.get_world_size(), spent)
+        return Case(step, 1 / dist.get_world_size(), spent, weighted=False)
 
     return model, prepare

@@ -39,12 +39,14 @@ class Case:
         share: The factor that makes the sum of the ranks' losses the global mean, and so the sum of their gradients
             its gradient: valid tokens here / valid tokens everywhere for a peer whose loss is a mean of its own.
         build_s: Seconds spent before the first step: capture, passes and compilation of ours.
+        weighted: Whether a step needs its factor to leave the gradient of the global mean, so that one more is run.
         clear: Drops the gradients that the model's own `zero_grad` does not know of.
     """
 
     step: Callable[[float | None], Tensor]
     share: float
     build_s: float = 0.0
+    weighted: bool = True
     clear: Callable[[], None] = lambda: None
 
 

@@ -40,6 +40,22 @@ def test_types_are_those_of_a_device_without_the_device() -> None:
     assert (back.device, back.dtype, back.stride()) == (x.device, x.dtype, x.stride())
 
 
+def test_a_wait_for_another_source_is_refused() -> None:
+    """A compiler that copies the operand once for the start and once for the wait keeps the wrong one alive."""
+    x = torch.randn(3, 4)
+    for begin in (operators.offload, lambda x: operators.reload(x, device=x.device)):
+        started = begin(x)
+        with pytest.raises(air.UnsupportedError, match="another source"):
+            operators.wait_copy(started, x.clone())
+    with pytest.raises(air.UnsupportedError, match="another source"):
+        operators.wait_copy(operators.offload(x).clone(), x)
+
+
+def test_nothing_is_copied_too() -> None:
+    x = torch.randn(0, 4)
+    assert operators.wait_copy(operators.offload(x), x).shape == x.shape
+
+
 def test_other_devices_are_refused() -> None:
     with pytest.raises(air.UnsupportedError, match="not to meta"):
         operators.reload(torch.ones(2), device=torch.device("meta"))

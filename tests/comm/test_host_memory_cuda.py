@@ -72,18 +72,26 @@ def test_a_start_whose_wait_never_comes_is_forgotten() -> None:
     torch.cuda.synchronize()
     x = torch.ones(8, device="cuda")
     operators.wait_copy(operators.offload(x), x)
-    assert not host_memory._running
+    assert not any(copy.tensors for copy in host_memory._running.values())
+
+
+_PLAIN = "canonicalize,pad-tokens,token-partition,ulysses,differentiate,remat{policy=save-all},grad-sync,lower-comm"
+_TILED = (
+    "canonicalize,pad-tokens{multiple=4},token-partition,ulysses,tile{chunks=4 wide=1.5},differentiate{decompose=true},"
+    "remat,early-loss-gradient,grad-sync,lower-comm,overlap{fused=true}"
+)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_step_is_right_and_holds_less(backend: Backend) -> None:
-    model, batch = build("llama-gqa", batch_size=2, length=512)
+@pytest.mark.parametrize("passes", [_PLAIN, _TILED], ids=["plain", "tiled"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_step_is_right_and_holds_less(batch_size: int, passes: str, backend: Backend) -> None:
+    model, batch = build("llama-gqa", batch_size=batch_size, length=2048)
     model, batch = model.cuda(), {n: x.cuda() for n, x in batch.items()}
-    passes = "canonicalize,pad-tokens,token-partition,ulysses,differentiate,remat{policy=save-all}"
     expected = measure(model, model, batch)
     peaks = []
     for offload in ("", ",offload{smallest=0 device=cpu host_link=nvlink-c2c}"):
-        step = air.parallelize(model, batch, backend=backend, pipeline=f"{passes},grad-sync,lower-comm{offload}")
+        step = air.parallelize(model, batch, backend=backend, pipeline=f"{passes}{offload}")
         found = measure(model, step, batch)
         torch.cuda.reset_peak_memory_stats()
         for _ in range(3):

@@ -11,7 +11,9 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import graph
 from torch._inductor.codecache import PyCodeCache
+from torch._inductor.lowering import constrain_to_fx_strides
 
 import autosp_ir as air
 from autosp_ir import _torch_compat
@@ -120,6 +122,37 @@ def test_compiled_in_the_order_of_the_program() -> None:
 def test_without_pins_the_order_is_another() -> None:
     _, step, _, found = compiled(pinned=False)
     assert found != expected_operations(step)
+
+
+_TILED = (
+    "canonicalize,pad-tokens{multiple=4},token-partition,ulysses,tile{chunks=4 wide=1.5},differentiate{decompose=true},"
+    "remat,early-loss-gradient,grad-sync,lower-comm,overlap{fused=true device=cpu host_link=nvlink-c2c}"
+)
+
+
+def _tiled() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    model, batch = build("llama-gqa", length=128, num_hidden_layers=2)
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        step = air.parallelize(model, batch, backend="inductor", pipeline=f"{_TILED},{_OFFLOAD}")
+    return model, step, batch
+
+
+def test_compiled_code_keeps_the_source_of_a_copy_until_its_wait() -> None:
+    check(*_tiled())
+
+
+def test_operands_in_strides_of_their_own_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its tag Inductor copies what a copy reads, once for the start and once for the wait."""
+    inner = graph.maybe_layout_constraints
+
+    def constraints(operator: Any) -> Any:
+        mine = operator in (torch.ops.autosp.offload.default, torch.ops.autosp.wait_copy.default)
+        return constrain_to_fx_strides if mine else inner(operator)
+
+    monkeypatch.setattr(graph, "maybe_layout_constraints", constraints)
+    _, step, batch = _tiled()
+    with pytest.raises(air.UnsupportedError, match="another source"):
+        step(**batch)
 
 
 def test_the_device_holds_what_is_predicted() -> None:
