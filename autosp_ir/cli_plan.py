@@ -34,6 +34,9 @@ def plan(
     link: Annotated[
         str, typer.Option("--link", help="What connects them: nvlink4, nvlink3, pcie or network-400g.")
     ] = "nvlink4",
+    host_memory: Annotated[
+        float, typer.Option("--host-memory", min=0, help="GiB of host memory that each rank may pin; 0 for none.")
+    ] = 0.0,
     backend: Annotated[str, typer.Option("--backend", help="inductor or aot_eager.")] = "inductor",
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Draw the memory of each pipeline over a step, as SVG.")
@@ -48,7 +51,7 @@ def plan(
     if backend not in ("inductor", "aot_eager"):
         raise AutoSPError(f"there is no plan for backend {backend!r}", hint="choose inductor or aot_eager")
     chosen = cast(Literal["inductor", "aot_eager"], backend)
-    rows = _predicted(model, gpus, length, batch, dtype, sets or [], device, link, chosen)
+    rows = _predicted(model, gpus, length, batch, dtype, sets or [], device, link, host_memory * _GIB, chosen)
     longest = {p.name: _longest(p, memory * _GIB, tokens) for p, tokens in rows}
     best = next((p for p, _ in rows if p.peak_bytes <= memory * _GIB), None)
     if picture is not None:
@@ -75,6 +78,7 @@ def _predicted(
     sets: list[str],
     device: str,
     link: str,
+    host: float,
     backend: Literal["inductor", "aot_eager"],
 ) -> list[tuple[Prediction, int]]:
     from autosp_ir.capture.program import capture
@@ -96,6 +100,7 @@ def _predicted(
             device=device,
             link=link,
             fused=backend == "inductor",
+            host=host,
             progress=lambda name: progress.update(task, description=name),
         )
         return [(prediction, tokens_of(program)) for prediction, _ in found]

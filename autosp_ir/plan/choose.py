@@ -26,6 +26,7 @@ def plan(
     link: str = "nvlink4",
     fused: bool = True,
     strict: bool = False,
+    host: float = 0.0,
     progress: Show | None = None,
 ) -> Iterator[tuple[Prediction, PassResult]]:
     """Predict every pipeline of the ladder above `passes`, one at a time: most memory and least time first.
@@ -39,13 +40,14 @@ def plan(
         link: What connects the ranks: nvlink4, nvlink3, pcie or network-400g.
         fused: Whether a compiler fuses the program, as Inductor does.
         strict: Refuse instead of gathering tokens.
+        host: Bytes of host memory that a rank may pin; 0 leaves out the pipelines that use it.
         progress: Told the name of each pipeline before it runs.
 
     Raises:
         UnsupportedError: The tables do not know the device or link, or the length is a symbol.
     """
     on, over = device_named(device), link_named(link)
-    for rung in rungs(passes, tokens_of(program) // mesh.get(axis, 1)):
+    for rung in rungs(passes, tokens_of(program) // mesh.get(axis, 1), device=device, host=host):
         if progress is not None:
             progress(rung.name)
         result = PassManager(list(rung.passes)).run(program, mesh=dict(mesh), strict=strict)

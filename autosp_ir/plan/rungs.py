@@ -34,12 +34,17 @@ class Rung:
         return format_pipeline(list(self.passes))
 
 
-def rungs(passes: Sequence[Pass], tokens: int) -> list[Rung]:
+def rungs(passes: Sequence[Pass], tokens: int, *, device: str = "h100", host: float = 0.0) -> list[Rung]:
     """The ladder above a pipeline.
+
+    Where activations may wait in host memory, only what is cheap is computed again: the copies hide under compute, and
+    what is recomputed does not.
 
     Args:
         passes: A pipeline with `pad-tokens`, `differentiate` and `remat`, such as the default one of a backend.
         tokens: Tokens on one rank.
+        device: What computes, for the estimate of what hides.
+        host: Bytes of host memory that a rank may pin.
 
     Raises:
         PipelineError: One of those passes is missing.
@@ -53,17 +58,21 @@ def rungs(passes: Sequence[Pass], tokens: int) -> list[Rung]:
         )
     chunks = max(2, min(_MOST_CHUNKS, math.ceil(tokens / _CHUNK_TOKENS)))
     padded = [_with(p, multiple=chunks) if p.name == "pad-tokens" else p for p in passes]
-    lean = [_with(p, aggressive=True) if p.name == "remat" else p for p in padded]
-    early = _behind(lean, "remat", _made("early-loss-gradient"))
-    loss = _before(early, "differentiate", _made("tile", regions="loss", chunks=chunks))
-    every = _before(early, "differentiate", _made("tile", chunks=chunks))
-    heads = _before(early, "differentiate", _made("head-chunk"), _made("tile", chunks=chunks))
-    return [
-        Rung("default", tuple(passes)),
-        Rung("loss in chunks", tuple(loss)),
-        Rung("loss and MLPs in chunks", tuple(every)),
-        Rung("loss, MLPs and heads in chunks", tuple(heads)),
-    ]
+    loss, every = _made("tile", regions="loss", chunks=chunks), _made("tile", chunks=chunks)
+    offload = _made("offload", device=device, host=int(host))
+    shapes = {
+        "loss in chunks": [loss],
+        "loss and MLPs in chunks": [every],
+        "loss, MLPs and heads in chunks": [_made("head-chunk"), every],
+    }
+    found = [Rung("default", tuple(passes))]
+    for name, cuts in shapes.items():
+        cut = _behind(_before(padded, "differentiate", *cuts), "remat", _made("early-loss-gradient"))
+        lean = [_with(p, aggressive=True) if p.name == "remat" else p for p in cut]
+        if host:
+            found.append(Rung(f"{name}, saved values on the host", (*cut, offload)))
+        found.append(Rung(name, tuple(lean)))
+    return found
 
 
 def _made(name: str, **options: Any) -> Pass:

@@ -21,7 +21,9 @@ from autosp_ir._torch_compat import TorchDispatchMode
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.comm.host_memory import OFFLOAD, RELOAD, WAIT_COPY
 from autosp_ir.emit import inductor
+from autosp_ir.emit.parallelize import Backend
 from autosp_ir.testing.memory import measured_peak
+from tests.emit.late_copies import late_copies
 from tests.emit.steps import gradients, largest_error, loss_of, measure
 from tests.models import build
 
@@ -130,15 +132,28 @@ _TILED = (
 )
 
 
-def _tiled() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
-    model, batch = build("llama-gqa", length=128, num_hidden_layers=2)
+def _tiled(batch_size: int = 1, backend: Backend = "inductor") -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    model, batch = build("llama-gqa", batch_size=batch_size, length=128, num_hidden_layers=2)
     with torch._inductor.config.patch(fx_graph_cache=False):
-        step = air.parallelize(model, batch, backend="inductor", pipeline=f"{_TILED},{_OFFLOAD}")
+        step = air.parallelize(model, batch, backend=backend, pipeline=f"{_TILED},{_OFFLOAD}")
     return model, step, batch
 
 
-def test_compiled_code_keeps_the_source_of_a_copy_until_its_wait() -> None:
-    check(*_tiled())
+@pytest.mark.parametrize(("batch_size", "backend"), [(1, "inductor"), (2, "inductor"), (2, "aot_eager")])
+def test_copies_may_take_until_their_wait(batch_size: int, backend: Backend) -> None:
+    model, step, batch = _tiled(batch_size, backend)
+    with late_copies() as awaited:
+        check(model, step, batch)
+    assert sum(awaited) > 0
+
+
+def test_a_copy_that_is_read_too_early_is_noticed() -> None:
+    x = torch.randn(4)
+    with late_copies():
+        started = torch.ops.autosp.offload(x)
+        assert started.isnan().all()
+        x.zero_()
+        assert not torch.ops.autosp.wait_copy(started, x).any()
 
 
 def test_operands_in_strides_of_their_own_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
