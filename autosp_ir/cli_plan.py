@@ -52,7 +52,7 @@ def plan(
         raise AutoSPError(f"there is no plan for backend {backend!r}", hint="choose inductor or aot_eager")
     chosen = cast(Literal["inductor", "aot_eager"], backend)
     rows = _predicted(model, gpus, length, batch, dtype, sets or [], device, link, host_memory * _GIB, chosen)
-    longest = {p.name: _longest(p, memory * _GIB, tokens) for p, tokens in rows}
+    longest = {p.name: _longest(p, memory * _GIB, host_memory * _GIB, tokens) for p, tokens in rows}
     best = next((p for p, _ in rows if p.peak_bytes <= memory * _GIB), None)
     if picture is not None:
         from autosp_ir.viz.curves import memory_svg
@@ -106,22 +106,29 @@ def _predicted(
         return [(prediction, tokens_of(program)) for prediction, _ in found]
 
 
-def _longest(prediction: Prediction, memory: float, tokens: int) -> int:
+def _longest(prediction: Prediction, memory: float, host: float, tokens: int) -> int:
     """Tokens at which the peak meets the memory: what is neither weight nor gradient grows with the tokens."""
     fixed = 2 * prediction.input_bytes
     growing = max(prediction.peak_bytes - fixed, 1)
-    return max(0, int((memory - fixed) / growing * tokens))
+    on_device = max(0, int((memory - fixed) / growing * tokens))
+    # Beyond it, what no longer fits on the host stays on the device.
+    full = int(host / prediction.host_bytes * tokens) if prediction.host_bytes else on_device
+    if on_device <= full:
+        return on_device
+    per_token = (growing + prediction.host_bytes) / tokens
+    return max(full, int((memory - fixed + host) / per_token))
 
 
 def _table(rows: list[tuple[Prediction, int]], longest: dict[str, int], memory: float) -> Table:
     table = Table(title=f"{rows[0][1]:,} tokens, {memory:g} GiB on each GPU")
-    for name in ("pipeline", "peak GiB", "saved GiB", "s/step", "exposed ms", "longest, about", "fits"):
+    for name in ("pipeline", "peak GiB", "saved GiB", "host GiB", "s/step", "exposed ms", "longest, about", "fits"):
         table.add_column(name, justify="left" if name == "pipeline" else "right")
     for p, _ in rows:
         table.add_row(
             p.name,
             f"{p.peak_bytes / _GIB:.2f}",
             f"{p.saved_bytes / _GIB:.2f}",
+            f"{p.host_bytes / _GIB:.2f}",
             f"{p.seconds:.3f}",
             f"{p.exposed_seconds * 1e3:.1f}",
             f"{longest[p.name]:,}",

@@ -22,6 +22,7 @@ class Prediction:
             optimizer, the runtime's own memory and what a kernel takes inside are not in it.
         input_bytes: Parameters, buffers and inputs, which are part of it.
         saved_bytes: What the forward leaves for the backward.
+        host_bytes: What waits in host memory between forward and backward, beside all of these.
         seconds: Of forward, backward and reduction of gradients.
         exposed_seconds: Communication that no compute covers, which is part of it.
         curve: Bytes alive while each operation runs, in program order.
@@ -32,6 +33,7 @@ class Prediction:
     peak_bytes: int
     input_bytes: int
     saved_bytes: int
+    host_bytes: int
     seconds: float
     exposed_seconds: float
     curve: tuple[int, ...]
@@ -65,6 +67,7 @@ def predict(program: Program, name: str, pipeline: str, device: Device, link: Li
         # Before the first operation there is nothing but inputs.
         input_bytes=memory.curve[0],
         saved_bytes=memory.saved_bytes,
+        host_bytes=memory.host_bytes,
         seconds=timeline.makespan,
         exposed_seconds=timeline.exposed,
         curve=memory.curve,

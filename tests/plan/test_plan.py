@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +19,7 @@ from autosp_ir.analysis.fused import Fusion, fused_liveness
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.capture.from_config import model_from_config
 from autosp_ir.cli import app
+from autosp_ir.cli_plan import _longest
 from autosp_ir.emit.parallelize import default_pipeline
 from autosp_ir.emit.room import memory_found
 from autosp_ir.pipeline.registry import parse_pipeline
@@ -54,6 +57,25 @@ def test_every_rung_takes_less_memory_and_keeps_its_name(predictions: list[tuple
         parse_pipeline(prediction.pipeline)
 
 
+def test_host_memory_adds_rungs_that_recompute_less(predictions: list[tuple[Prediction, air.PassResult]]) -> None:
+    model, batch = model_from_config(LLAMA, length=32768, batch_size=1, dtype=torch.bfloat16, fake=True)
+    found = [p for p, _ in plan(air.capture(model, batch), {"sp": 2}, default(), host=2**30)]
+    without = [p.name for p, _ in predictions]
+    assert [p.name for p in found if not p.host_bytes] == without
+    for before, after in itertools.pairwise(found):
+        if before.host_bytes:
+            assert after.name in before.name, "next to the rung that does without"
+            assert before.seconds <= after.seconds and 0 < before.host_bytes <= 2**30
+            assert "offload{host=1073741824}" in before.pipeline
+
+
+def test_the_longest_context_fills_device_and_host() -> None:
+    prediction = Prediction("", "", 40, 10, 10, 20, 1.0, 0.0, ())
+    assert _longest(prediction, 60, 1000, 100) == 200, "20 of 40 grow with the tokens"
+    assert _longest(prediction, 60, 30, 100) == (60 - 20 + 30) * 100 // 40, "the host is full at 150 tokens"
+    assert _longest(replace(prediction, host_bytes=0), 60, 0, 100) == 200
+
+
 def test_fusion_leaves_out_what_nothing_else_reads() -> None:
     b = ProgramBuilder()
     x = b.input("x", (64, 64))
@@ -83,11 +105,13 @@ def test_a_budget_that_nothing_meets_names_the_least_peak(predictions: list[tupl
     assert least.peak_bytes == min(p.peak_bytes for p, _ in predictions)
 
 
-def test_every_rung_is_exact() -> None:
+@pytest.mark.parametrize("host", [0, 2**30])
+def test_every_rung_is_exact(host: int) -> None:
     model, batch = wide()
     reference = DenseReference.of(model, batch)
-    for _, result in plan(reference.program, {"sp": 2}, default()):
-        reference.check(result.program)
+    for prediction, result in plan(reference.program, {"sp": 2}, default(), host=host):
+        if not host or "host" in prediction.name:
+            reference.check(result.program)
 
 
 @pytest.mark.parametrize("factor", [10.0, 0.9])
