@@ -14,8 +14,9 @@ from autosp_ir.ir.literals import op_name
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.printer import show_argument, show_type
 from autosp_ir.ir.program import InputSpec, Program
+from autosp_ir.ir.program import Stage as ProgramStage
 from autosp_ir.ir.types import TensorType, TupleType, Type
-from autosp_ir.viz.costs import collectives_of, memory_of
+from autosp_ir.viz.costs import collectives_of, lanes_of, memory_of
 from autosp_ir.viz.matching import match_lines
 from autosp_ir.viz.recorder import RawDelta, RawStage, Version
 from autosp_ir.viz.recording import START, Delta, Line, Recording, Stage
@@ -188,13 +189,15 @@ class _Symbols:
 
 def _add_costs(raw: RawStage, made: Stage, before: Stage | None, symbols: _Symbols) -> None:
     if before is not None and not made.modified:
-        made.memory, made.communication = before.memory, before.communication
+        made.memory, made.communication, made.lanes = before.memory, before.communication, before.lanes
         return
     values = symbols.values(raw.nodes)
     try:
         graph = rebuild(raw.nodes)
         made.communication = collectives_of(graph, raw.mesh, values)
         made.memory = memory_of(graph, values)
+        if raw.stage == ProgramStage.LOWERED.value and not values:
+            made.lanes = lanes_of(graph, raw.mesh)
     except AutoSPError:
         # A program in the middle of a pipeline may hold what has no size yet; it is shown without a curve.
         made.memory = ()

@@ -1,4 +1,4 @@
-"""What a graph costs, for pictures: bytes alive at every node, and its collectives."""
+"""What a graph costs, for pictures: bytes alive at every node, its collectives, and its estimated time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from autosp_ir.analysis.aliasing import WAIT
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.ir.graph import Graph, Node
 from autosp_ir.ir.ops import Trait
+from autosp_ir.ir.program import Program
+from autosp_ir.ir.program import Stage as ProgramStage
 from autosp_ir.ir.streams import mesh_axis
 from autosp_ir.ir.types import Dim, TensorType
-from autosp_ir.viz.recording import Collective
+from autosp_ir.viz.lanes import predicted_lanes
+from autosp_ir.viz.recording import Collective, RecordedLane
 
 _SHORT = {
     "all_gather_into_tensor": "all_gather",
@@ -55,6 +58,23 @@ def collectives_of(graph: Graph, mesh: Mapping[str, int], symbols: Mapping[str, 
     return found
 
 
+def lanes_of(graph: Graph, mesh: Mapping[str, int]) -> tuple[RecordedLane, ...]:
+    """The estimated step of a lowered graph, operation by operation, on H100s over NVLink.
+
+    Raises:
+        UnsupportedError: An extent is symbolic.
+    """
+    lines = {node.name: position for position, node in enumerate(graph.nodes)}
+    found = predicted_lanes(Program(graph, stage=ProgramStage.LOWERED, mesh=dict(mesh)))
+    return tuple(
+        RecordedLane(
+            lane.name,
+            tuple((lines[s.name], round(1e6 * s.begin, 2), round(1e6 * s.seconds, 2), s.kind) for s in lane.slices),
+        )
+        for lane in found
+    )
+
+
 def _bytes(node: Node, symbols: Mapping[str, int]) -> int:
     kind = node.operands[0].type
     if not isinstance(kind, TensorType):
@@ -71,4 +91,4 @@ def _extent(extent: Dim, symbols: Mapping[str, int]) -> int:
     return int(number) if number.is_Integer else 0
 
 
-__all__ = ["collectives_of", "memory_of"]
+__all__ = ["collectives_of", "lanes_of", "memory_of"]

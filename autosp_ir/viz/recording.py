@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autosp_ir.errors import AutoSPError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a file of this version could be misread by an older reader."""
 
 START = -1
@@ -108,6 +108,20 @@ class Collective:
     position: int
 
 
+@dataclass(frozen=True)
+class RecordedLane:
+    """One stream of the estimated step.
+
+    Args:
+        name: Of the stream.
+        slices: What runs: line of the program, microseconds from the beginning of the step, microseconds that it takes,
+            and the kind of `viz.lanes.Slice`.
+    """
+
+    name: str
+    slices: tuple[tuple[int, float, float, str], ...]
+
+
 @dataclass
 class Stage:
     """The program as one pass left it, or as the pipeline found it.
@@ -128,6 +142,7 @@ class Stage:
         matches: There, (key before, key after) of the nodes that are the same by structure.
         memory: Bytes alive while each line but the output runs; empty when unknown.
         communication: Collectives in program order.
+        lanes: The estimated step, of a lowered program with known sizes.
     """
 
     name: str
@@ -145,6 +160,7 @@ class Stage:
     matches: tuple[tuple[int, int], ...] = ()
     memory: tuple[int, ...] = ()
     communication: list[Collective] = field(default_factory=list)
+    lanes: tuple[RecordedLane, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -275,4 +291,4 @@ class Listing:
         self._next[before], self._prev[after] = after, before
 
 
-__all__ = ["FORMAT", "START", "Collective", "Delta", "Line", "Listing", "Recording", "Stage"]
+__all__ = ["FORMAT", "START", "Collective", "Delta", "Line", "Listing", "RecordedLane", "Recording", "Stage"]

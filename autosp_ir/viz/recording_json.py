@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from autosp_ir.errors import AutoSPError
-from autosp_ir.viz.recording import FORMAT, Collective, Delta, Line, Recording, Stage
+from autosp_ir.viz.recording import FORMAT, Collective, Delta, Line, RecordedLane, Recording, Stage
 
 _PLAIN = ("key", "name", "args", "operands")
 _SHARED = ("op", "type", "layout", "module", "source", "phase", "passes", "traits")
@@ -73,6 +73,7 @@ def _encode_stage(stage: Stage, shared: Callable[[str], int]) -> dict[str, Any]:
         "matches": stage.matches,
         "memory": stage.memory,
         "communication": communication,
+        "lanes": [[lane.name, lane.slices] for lane in stage.lanes],
     }
 
 
@@ -123,6 +124,7 @@ def _decode_stage(data: dict[str, Any], strings: list[str]) -> Stage:
         matches=tuple((b, a) for b, a in data["matches"]),
         memory=tuple(data["memory"]),
         communication=[Collective(*row) for row in data["communication"]],
+        lanes=tuple(RecordedLane(name, tuple((n, b, t, k) for n, b, t, k in slices)) for name, slices in data["lanes"]),
     )
 
 

@@ -43,8 +43,7 @@ def test_types_are_those_of_a_device_without_the_device() -> None:
 def test_a_wait_for_another_source_is_refused() -> None:
     """A compiler that copies the operand once for the start and once for the wait keeps the wrong one alive."""
     x = torch.randn(3, 4)
-    for begin in (operators.offload, lambda x: operators.reload(x, device=x.device)):
-        started = begin(x)
+    for started in (operators.offload(x), operators.reload(x, device=x.device)):
         with pytest.raises(air.UnsupportedError, match="another source"):
             operators.wait_copy(started, x.clone())
     with pytest.raises(air.UnsupportedError, match="another source"):

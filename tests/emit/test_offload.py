@@ -11,9 +11,8 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._inductor import graph
+from torch._inductor import graph, lowering
 from torch._inductor.codecache import PyCodeCache
-from torch._inductor.lowering import constrain_to_fx_strides
 
 import autosp_ir as air
 from autosp_ir import _torch_compat
@@ -158,11 +157,11 @@ def test_a_copy_that_is_read_too_early_is_noticed() -> None:
 
 def test_operands_in_strides_of_their_own_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its tag Inductor copies what a copy reads, once for the start and once for the wait."""
-    inner = graph.maybe_layout_constraints
+    inner = lowering.maybe_layout_constraints
 
     def constraints(operator: Any) -> Any:
         mine = operator in (torch.ops.autosp.offload.default, torch.ops.autosp.wait_copy.default)
-        return constrain_to_fx_strides if mine else inner(operator)
+        return lowering.constrain_to_fx_strides if mine else inner(operator)
 
     monkeypatch.setattr(graph, "maybe_layout_constraints", constraints)
     _, step, batch = _tiled()

@@ -13,8 +13,10 @@ from autosp_ir.ir.printer import show_type
 from autosp_ir.pipeline.trace import Trace
 from autosp_ir.rewrite import Rewriter
 from autosp_ir.sim.lockstep import simulate
+from autosp_ir.viz.lanes import predicted_lanes
 from autosp_ir.viz.recorder import BY_HAND, Recorder
 from autosp_ir.viz.recording import Line, Recording
+from autosp_ir.viz.recording_json import dumps, loads
 from tests.models.transformers_zoo import llama
 from tests.pipeline.toys import FoldRelu, small_program
 from tests.viz.recorded import llama_program, llama_recording, llama_result
@@ -161,6 +163,21 @@ def test_memory_and_communication_are_those_of_the_simulator() -> None:
     assert len(last.memory) == len(result.trace.recording.program(-1)) - 1
 
 
+def test_streams_are_those_of_the_estimate() -> None:
+    result = llama_result()
+    recording = result.trace.recording
+    *before, last = recording.stages
+    assert not any(s.lanes for s in before if s.stage != "lowered")
+    expected = predicted_lanes(result.program)
+    program = recording.program(-1)
+    assert [lane.name for lane in last.lanes] == [lane.name for lane in expected]
+    for lane, known in zip(last.lanes, expected, strict=True):
+        assert [(program[n].name, kind) for n, _, _, kind in lane.slices] == [(s.name, s.kind) for s in known.slices]
+        assert [b for _, b, _, _ in lane.slices] == pytest.approx([1e6 * s.begin for s in known.slices], abs=0.01)
+        assert [t for _, _, t, _ in lane.slices] == pytest.approx([1e6 * s.seconds for s in known.slices], abs=0.01)
+    assert loads(dumps(recording)).stages[-1].lanes == last.lanes
+
+
 def test_a_symbolic_program_is_sized_by_its_example() -> None:
     model, batch = llama(num_hidden_layers=1)
     program = air.capture(model, batch, dynamic=True)
@@ -169,7 +186,7 @@ def test_a_symbolic_program_is_sized_by_its_example() -> None:
         program, mesh={"sp": 4}
     )
     last = recorder.recording().stages[-1]
-    assert last.memory
+    assert last.memory and not last.lanes
     assert all(c.bytes > 0 for c in last.communication)
 
 

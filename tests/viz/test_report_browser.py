@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -111,3 +112,19 @@ def test_memory_and_communication_are_shown(page: Page) -> None:
     assert page.locator("#memory .peak").count() == 1
     assert page.locator("#memory .tick").count() == len(recording.stages[-1].communication)
     assert page.locator("#communication [data-position]").count() == len(recording.stages[-1].communication)
+
+
+def test_the_estimated_streams_are_shown(page: Page) -> None:
+    last = len(llama_recording(layers=4).stages) - 1
+    page.evaluate("report.pass(0)")
+    assert page.inner_text("#makespan") == ""
+    page.evaluate("(s) => report.pass(s)", last)
+    assert re.fullmatch(r"[\d.]+ ms, [\d.]+ of it waiting.*", page.inner_text("#makespan"))
+    for kind in ("attention", "product", "communication", "stall"):
+        assert page.locator(f"#lanes .slice.{kind}").count() > 0
+    box = page.locator("#lanes .slice.attention").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert "µs from" in page.inner_text("#lanes .tip")
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert page.inner_text("#details h2").startswith("%")

@@ -14,6 +14,7 @@ class Report {
     this.details = new Details(recording, $("details"), (step) => this.step(step), (key) => this.select(key, null, true),
       () => this.close());
     this.memory = new MemoryCurve(recording, $("memory"), (key) => this.inWholePass(key));
+    this.lanes = new Lanes(recording, $("lanes"), $("makespan"), (key) => this.inWholePass(key));
     this.communication = new Communication(recording, $("communication"), (key) => this.inWholePass(key));
     this.found = [];
     this.pipeline();
@@ -46,6 +47,7 @@ class Report {
     this.controls(stage, step);
     if (changed) {
       this.memory.show(s);
+      this.lanes.show(s);
       this.communication.show(s);
     }
     if ($("search").value) this.search($("search").value, false);

@@ -1,5 +1,5 @@
 "use strict";
-// The memory curve and the collectives of a stage.
+// The memory curve, the estimated streams and the collectives of a stage.
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
@@ -113,6 +113,104 @@ class MemoryCurve {
   pick(event) {
     const i = this.index(event);
     if (i >= 0) this.onPick(this.recording.key[this.program[i]]);
+  }
+}
+
+// The estimated step: compute with its stalls above, each stream of communication below.
+class Lanes {
+  constructor(recording, root, caption, onPick) {
+    Object.assign(this, { recording, root, caption, onPick });
+    this.drawing = root.appendChild(svg("svg", { class: "lanes", preserveAspectRatio: "none" }));
+    this.tip = root.appendChild(element("div", "tip"));
+    this.drawing.addEventListener("pointermove", (event) => this.hover(event));
+    this.drawing.addEventListener("pointerleave", () => this.tip.classList.remove("shown"));
+    this.drawing.addEventListener("click", (event) => this.pick(event));
+    new ResizeObserver(() => this.draw()).observe(root);
+  }
+
+  show(stage) {
+    this.stage = stage;
+    this.draw();
+  }
+
+  draw() {
+    if (this.stage === undefined) return;
+    const { lanes } = this.recording.stages[this.stage];
+    const { clientWidth: width, clientHeight: height } = this.root;
+    this.drawing.replaceChildren();
+    this.drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    this.caption.textContent = this.summary();
+    this.frame = null;
+    if (!lanes.length || width < 50) {
+      this.drawing.append(svg("text", { x: 12, y: 30, class: "axis" }, "known for lowered programs of known sizes"));
+      return;
+    }
+    const left = 84;
+    const lane = Math.max(8, Math.min(26, (height - 16) / lanes.length - 6));
+    this.frame = { left, right: width - 12, lane, end: this.makespan(this.stage) };
+    lanes.forEach(([name, slices], n) => {
+      const y = 8 + n * (lane + 6);
+      this.drawing.append(svg("text", { x: left - 6, y: y + lane / 2 + 4, "text-anchor": "end", class: "axis" }, name));
+      const drawn = new Map();
+      for (const [, begin, time, kind] of slices) {
+        const x = this.x(begin);
+        const right = Math.max(this.x(begin + time), x + 0.4);
+        // What is narrower than half a pixel and lies on what is drawn already adds nothing.
+        if (right - x < 0.5 && (drawn.get(kind) ?? -1) > x) continue;
+        drawn.set(kind, Math.max(right, Math.floor(x) + 1));
+        this.drawing.append(svg("rect", { x, y, width: right - x, height: lane, class: `slice ${kind}` }));
+      }
+    });
+  }
+
+  x(time) {
+    const { left, right, end } = this.frame;
+    return left + ((right - left) * time) / end;
+  }
+
+  makespan(stage) {
+    return Math.max(1e-9, ...this.recording.stages[stage].lanes.map(([, slices]) => {
+      const last = slices[slices.length - 1];
+      return last ? last[1] + last[2] : 0;
+    }));
+  }
+
+  stalls(stage) {
+    const [compute] = this.recording.stages[stage].lanes;
+    return compute[1].reduce((total, [, , time, kind]) => total + (kind === "stall" ? time : 0), 0);
+  }
+
+  summary() {
+    const text = (s) => `${(this.makespan(s) / 1e3).toPrecision(4)} ms, ${(this.stalls(s) / 1e3).toPrecision(3)} of it waiting`;
+    const { stages } = this.recording;
+    if (!stages[this.stage].lanes.length) return "";
+    const before = this.stage > 0 && stages[this.stage - 1].lanes.length ? ` (the pass before: ${text(this.stage - 1)})` : "";
+    return text(this.stage) + before;
+  }
+
+  slice(event) {
+    if (!this.frame) return null;
+    const { left, right, lane, end } = this.frame;
+    const box = this.root.getBoundingClientRect();
+    const at = ((event.clientX - box.left - left) * end) / (right - left);
+    const row = this.recording.stages[this.stage].lanes[Math.floor((event.clientY - box.top - 8) / (lane + 6))];
+    return row?.[1].find(([, begin, time]) => begin <= at && at <= begin + time) ?? null;
+  }
+
+  hover(event) {
+    const found = this.slice(event);
+    this.tip.classList.toggle("shown", found !== null);
+    if (!found) return;
+    const [line, begin, time, kind] = found;
+    const name = this.recording.name[this.recording.program(this.stage)[line]];
+    const what = kind === "stall" ? `waits in front of %${name}` : `%${name}`;
+    this.tip.textContent = `${what}: ${time.toPrecision(3)} µs from ${(begin / 1e3).toFixed(3)} ms on`;
+    this.tip.style.left = `${Math.min(event.offsetX + 10, this.frame.right - 260)}px`;
+  }
+
+  pick(event) {
+    const found = this.slice(event);
+    if (found) this.onPick(this.recording.key[this.recording.program(this.stage)[found[0]]]);
   }
 }
 
