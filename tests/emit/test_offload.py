@@ -138,7 +138,10 @@ def _tiled(batch_size: int = 1, backend: Backend = "inductor") -> tuple[nn.Modul
     return model, step, batch
 
 
-@pytest.mark.parametrize(("batch_size", "backend"), [(1, "inductor"), (2, "inductor"), (2, "aot_eager")])
+@pytest.mark.parametrize(
+    ("batch_size", "backend"),
+    [(1, "inductor"), (2, "aot_eager"), pytest.param(2, "inductor", marks=pytest.mark.long)],
+)
 def test_copies_may_take_until_their_wait(batch_size: int, backend: Backend) -> None:
     model, step, batch = _tiled(batch_size, backend)
     with late_copies() as awaited:
