@@ -56,7 +56,9 @@ def test_a_bias_whose_gradient_would_stay_partial_is_refused() -> None:
         resolved.verify()
 
 
-@pytest.mark.parametrize(("ranks", "length", "target"), [(2, 15, 15), (4, 14, 14), (2, 16, 9)])
+@pytest.mark.parametrize(
+    ("ranks", "length", "target"), [pytest.param(2, 15, 15, marks=pytest.mark.long), (4, 14, 14), (2, 16, 9)]
+)
 def test_t5(ranks: int, length: int, target: int) -> None:
     import transformers as hf
 
@@ -78,7 +80,7 @@ def test_a_softmax_that_keeps_another_column_is_no_sink() -> None:
     assert line.attentions == [] and line.gathered
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_sinks_of_gpt_oss_at_an_odd_length(ranks: int) -> None:
     import transformers as hf
 

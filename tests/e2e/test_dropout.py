@@ -54,7 +54,9 @@ def test_masks_follow_the_memory_of_the_dense_model(length: int) -> None:
     check_line(Awkward(), batch_of(length, 3), 4, GLOBAL)
 
 
-@pytest.mark.parametrize("name", ["bert", "pooled bert", "opt", "bart", "t5"])
+@pytest.mark.parametrize(
+    "name", ["bert", "pooled bert", "opt", *(pytest.param(n, marks=pytest.mark.long) for n in ("bart", "t5"))]
+)
 def test_transformers_with_the_dropout_of_their_configuration(name: str) -> None:
     model, batch = transformer(name)
     check_line(model, batch, 2, GLOBAL)

@@ -68,9 +68,11 @@ def outside_loss(labels: str, output: Any, batch: Mapping[str, Tensor]) -> Tenso
 
 
 def prepared(
-    name: str, batch_size: int, length: int, labels: str, loss: str
+    name: str, batch_size: int, length: int, labels: str, loss: str, layers: int = 1
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
-    model, batch = build(name, batch_size=batch_size, length=length, **ignored(labels, length))
+    model, batch = build(
+        name, batch_size=batch_size, length=length, num_hidden_layers=layers, **ignored(labels, length)
+    )
     if loss == "inside":
         return model, batch, {}
     without_labels = dict(list(batch.items())[:1])
@@ -93,7 +95,7 @@ def test_a_program_captured_for_any_length_is_exact(case: dict[str, Any]) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_every_model_on_every_number_of_ranks_is_exact(name: str) -> None:
-    model, batch, _ = prepared(name, batch_size=3, length=33, labels="tail", loss="inside")
+    model, batch, _ = prepared(name, batch_size=3, length=33, labels="tail", loss="inside", layers=2)
     reference = DenseReference.of(model, batch)
     for ranks in RANKS:
         reference.check(partitioned(reference.program, ranks))

@@ -57,7 +57,8 @@ def errors_under_autocast(rank: int, world: int, name: str, backend: Backend) ->
 @pytest.mark.gloo
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "backend"), [("plain", "aot_eager"), ("llama-gqa", "eager"), ("llama-gqa", "inductor")]
+    ("name", "backend"),
+    [("plain", "aot_eager"), ("llama-gqa", "eager"), pytest.param("llama-gqa", "inductor", marks=pytest.mark.long)],
 )
 def test_two_ranks_are_as_precise_as_the_dense_autocast_run(name: str, backend: Backend) -> None:
     for worst, mean, found_worst, found_mean in run_ranks(errors_under_autocast, 2, name, backend, timeout=300.0):

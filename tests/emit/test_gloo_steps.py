@@ -18,7 +18,8 @@ _MODELS = ("llama-mha", "llama-gqa", "llama-mqa", "llama-tied", "qwen3", "mistra
 )
 def test_one_step_equals_dense(world: int, backend: str) -> None:
     shapes = [{"length": 32}, {"length": 33, "ignored": 9}, {"length": 33, "batch_size": 3}]
-    cases = [(name, shapes[i % 3], {"backend": backend}) for i, name in enumerate(_MODELS)]
+    layers = {"num_hidden_layers": 1}
+    cases = [(name, shapes[i % 3] | layers, {"backend": backend}) for i, name in enumerate(_MODELS)]
     for errors in run_ranks(steps.step_errors, world, cases, timeout=500.0):
         for case, (loss, gradient) in zip(cases, errors, strict=True):
             assert loss <= _TOLERANCE, (case, loss)

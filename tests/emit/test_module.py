@@ -93,7 +93,7 @@ def test_gradients_accumulate(llama: Any) -> None:
     assert largest_error({n: g / 2 for n, g in gradients(model).items()}, once) <= 1e-5
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_a_retained_graph_can_be_walked_again(backend: Backend) -> None:
     model, batch = build("llama-gqa", length=32)
     _, once = measure(model, model, batch)

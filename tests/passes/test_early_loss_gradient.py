@@ -77,7 +77,10 @@ def test_one_chunk_after_the_other() -> None:
         assert max(order[u] for u in one.result.users) < order[following]
 
 
-@pytest.mark.parametrize(("backend", "scale"), [("aot_eager", 0.3), ("aot_eager", -2.0), ("inductor", 0.3)])
+@pytest.mark.parametrize(
+    ("backend", "scale"),
+    [("aot_eager", 0.3), ("aot_eager", -2.0), pytest.param("inductor", 0.3, marks=pytest.mark.long)],
+)
 def test_the_gradient_that_arrives_scales_what_was_computed(backend: Any, scale: float) -> None:
     model, batch = wide()
     (scale * model(**batch)).backward()

@@ -113,7 +113,7 @@ def test_the_peak_falls_with_the_chunks(policy: str) -> None:
     assert tiled.peak_bytes <= 6 * chunk + 6 * stream
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_an_emitted_step_equals_dense(backend: Any) -> None:
     model, batch = wide()
     loss = model(**batch)
