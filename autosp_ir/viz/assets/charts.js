@@ -9,10 +9,11 @@ function bytes(n) {
   return `${scaled.toFixed(unit && scaled < 100 ? 1 : 0)} ${UNITS[unit]}`;
 }
 
-class MemoryCurve {
-  constructor(recording, root, onPick) {
+// A drawing of a stage that fills its place, tells what is under the pointer and follows a click.
+class Chart {
+  constructor(recording, root, kind, onPick) {
     Object.assign(this, { recording, root, onPick });
-    this.drawing = root.appendChild(svg("svg", { class: "memory", preserveAspectRatio: "none" }));
+    this.drawing = root.appendChild(svg("svg", { class: kind, preserveAspectRatio: "none" }));
     this.tip = root.appendChild(element("div", "tip"));
     this.drawing.addEventListener("pointermove", (event) => this.hover(event));
     this.drawing.addEventListener("pointerleave", () => this.tip.classList.remove("shown"));
@@ -26,17 +27,29 @@ class MemoryCurve {
     this.draw();
   }
 
+  // Empties the drawing; false where there is nothing to draw.
+  begin(known, otherwise) {
+    const { clientWidth: width, clientHeight: height } = this.root;
+    this.drawing.replaceChildren();
+    this.drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    this.frame = null;
+    if (known && width >= 50) return true;
+    this.drawing.append(svg("text", { x: 12, y: 30, class: "axis" }, otherwise));
+    return false;
+  }
+}
+
+class MemoryCurve extends Chart {
+  constructor(recording, root, onPick) {
+    super(recording, root, "memory", onPick);
+  }
+
   draw() {
     if (this.stage === undefined) return;
     const { memory, communication } = this.recording.stages[this.stage];
     const before = this.stage > 0 ? this.recording.stages[this.stage - 1].memory : [];
+    if (!this.begin(memory.length, "no sizes are known here")) return;
     const { clientWidth: width, clientHeight: height } = this.root;
-    this.drawing.replaceChildren();
-    this.drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    if (!memory.length || width < 50) {
-      this.drawing.append(svg("text", { x: 12, y: 30, class: "axis" }, "no sizes are known here"));
-      return;
-    }
     this.frame = { left: 64, right: width - 12, top: 16, bottom: height - 22, count: memory.length };
     const top = Math.max(...this.buckets(memory), ...(before.length ? this.buckets(before) : [0]), 1);
     this.axes(top);
@@ -117,34 +130,18 @@ class MemoryCurve {
 }
 
 // The estimated step: compute with its stalls above, each stream of communication below.
-class Lanes {
+class Lanes extends Chart {
   constructor(recording, root, caption, onPick) {
-    Object.assign(this, { recording, root, caption, onPick });
-    this.drawing = root.appendChild(svg("svg", { class: "lanes", preserveAspectRatio: "none" }));
-    this.tip = root.appendChild(element("div", "tip"));
-    this.drawing.addEventListener("pointermove", (event) => this.hover(event));
-    this.drawing.addEventListener("pointerleave", () => this.tip.classList.remove("shown"));
-    this.drawing.addEventListener("click", (event) => this.pick(event));
-    new ResizeObserver(() => this.draw()).observe(root);
-  }
-
-  show(stage) {
-    this.stage = stage;
-    this.draw();
+    super(recording, root, "lanes", onPick);
+    this.caption = caption;
   }
 
   draw() {
     if (this.stage === undefined) return;
     const { lanes } = this.recording.stages[this.stage];
-    const { clientWidth: width, clientHeight: height } = this.root;
-    this.drawing.replaceChildren();
-    this.drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.caption.textContent = this.summary();
-    this.frame = null;
-    if (!lanes.length || width < 50) {
-      this.drawing.append(svg("text", { x: 12, y: 30, class: "axis" }, "known for lowered programs of known sizes"));
-      return;
-    }
+    if (!this.begin(lanes.length, "known for lowered programs of known sizes")) return;
+    const { clientWidth: width, clientHeight: height } = this.root;
     const left = 84;
     const lane = Math.max(8, Math.min(26, (height - 16) / lanes.length - 6));
     this.frame = { left, right: width - 12, lane, end: this.makespan(this.stage) };
@@ -202,7 +199,7 @@ class Lanes {
     this.tip.classList.toggle("shown", found !== null);
     if (!found) return;
     const [line, begin, time, kind] = found;
-    const name = this.recording.name[this.recording.program(this.stage)[line]];
+    const name = this.recording.name[this.program[line]];
     const what = kind === "stall" ? `waits in front of %${name}` : `%${name}`;
     this.tip.textContent = `${what}: ${time.toPrecision(3)} µs from ${(begin / 1e3).toFixed(3)} ms on`;
     this.tip.style.left = `${Math.min(event.offsetX + 10, this.frame.right - 260)}px`;
@@ -210,7 +207,7 @@ class Lanes {
 
   pick(event) {
     const found = this.slice(event);
-    if (found) this.onPick(this.recording.key[this.recording.program(this.stage)[found[0]]]);
+    if (found) this.onPick(this.recording.key[this.program[found[0]]]);
   }
 }
 
