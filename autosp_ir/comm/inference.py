@@ -102,7 +102,8 @@ def infer_layout(
     if node.op.kind in _BUILTINS or not node.results:
         return WHOLE
     ctx = RuleContext(node, program, axis, placements=placements, hint=hint)
-    if node.is_op("operator.getitem"):
+    # Brackets behind a tensor index its dimensions: that is an operation like any other, and has no rule.
+    if node.is_op("operator.getitem") and not isinstance(node.operands[0].type, TensorType):
         return _element(ctx)
     _check_operands(ctx)
     outcome = _outcome(ctx)
@@ -197,7 +198,7 @@ class _Hints:
 
     def of(self, node: Node, axis: str) -> Outcome | None:
         """The stored shard of the node itself, or the placement of a forward value of the same shape."""
-        stored = stored_placement(node.result, axis) if node.results else WHOLE
+        stored = stored_placement(node.result, axis)
         if any(not whole(p) for p in flat(stored)):
             return stored
         if node.phase is Phase.FORWARD:

@@ -44,7 +44,7 @@ def placed(op: str, *args: Any, **kwargs: Any) -> Placement:
     def built(item: Any) -> Any:
         if isinstance(item, T):
             return item.build(b)
-        return [built(i) for i in item] if isinstance(item, list) else item
+        return type(item)(map(built, item)) if isinstance(item, list | tuple) else item
 
     made = b.call(op, tuple(map(built, args)), kwargs)
     found: Placement = (made[0] if isinstance(made, tuple) else made).type.layout[SP]
@@ -52,7 +52,7 @@ def placed(op: str, *args: Any, **kwargs: Any) -> Placement:
 
 
 IDS, CUT_IDS, SUMMED_IDS = T((4,), dtype=I64), T((4,), Shard(0), I64), T((4,), PARTIAL, I64)
-INDEX = T((4, 4), dtype=I64)
+INDEX, MASK = T((4, 4), dtype=I64), T((4, 4), dtype=torch.bool)
 
 
 NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1)), T((4, 1)), T((4,)), T((4,)))
@@ -93,6 +93,10 @@ NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1))
         ("aten.index_put", (T((4, 4), Shard(1)), [IDS], T((4, 4)), True)),
         ("aten.index_put", (T((4, 4)), [CUT_IDS], T((4, 4), Shard(0)), True)),
         ("aten.index_put", (T((4, 4), Shard(0)), [IDS], T((4, 4)), True)),
+        # A cut mask is as long as a shard of what it indexes, which is whole.
+        ("aten.index_put", (T((4, 4), zeros=True), [T((4,), Shard(0), torch.bool)], T((4, 4), Shard(0)), True)),
+        # A mask of two dimensions indexes two, and the index behind it the third, which is cut.
+        ("aten.index_put", (T((4, 4, 4, 4), Shard(2)), [MASK, IDS], T((4, 4, 4, 4), Shard(2)))),
         ("aten.slice_backward", (T((4, 2), Shard(0)), [8, 4], 1, 0, 2, 1)),
         ("aten.slice_backward", (T((4, 2), Shard(1)), [4, 4], 1, 0, 2, 1)),
         ("aten.select_backward", (T((4,), Shard(0)), [8, 4], 1, 0)),
@@ -148,6 +152,7 @@ def test_refused(op: str, args: tuple[Any, ...]) -> None:
         ("aten.unflatten.int", (T((2, 8, 2), Shard(1, 4)), 1, [2, 4]), Shard(2, 2)),
         ("aten.unbind.int", (T((2, 4), Shard(1)), 0), Shard(0)),
         ("aten.unbind.int", (T((2, 4), Shard(0)), 1), Shard(0)),
+        ("aten.cat", ([T((0,)), T((0,))], 0), INVARIANT),
         ("aten.dropout", (T((4, 4), Shard(0)), 0.5, False), Shard(0)),
         ("aten.dropout", (T((4, 4), Shard(1)), 0.0, True), Shard(1)),
         ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 0, None), Shard(0)),
@@ -197,6 +202,15 @@ def test_a_hypothetical_placement_stands_in_for_the_stored_one() -> None:
     assert infer_layout(made, b.program, SP, placements={x: Shard(1)}) == Shard(1)
 
 
+def test_a_hypothetical_cut_is_of_the_whole_length() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 8), F64)
+    every, half = (b.aten.slice.Tensor(x, 1, 0, end).producer for end in (8, 4))
+    assert infer_layout(every, b.program, SP, placements={x: Shard(1)}) == Shard(1)
+    with pytest.raises(LayoutError, match="a slice along dimension 1"):
+        infer_layout(half, b.program, SP, placements={x: Shard(1)})
+
+
 def test_a_hint_chooses_where_the_ranks_stand_in_a_split_dimension() -> None:
     b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
     x = b.input("x", (2, 4, 6), F64, layout={SP: Shard(1, 2)})
@@ -222,6 +236,53 @@ def test_a_number_that_measures_a_shard_meets_no_whole_value() -> None:
     assert b.call("aten.mul.Tensor", (w, b.call("aten.sym_size.int", (x, 1)))).type.layout[SP] == INVARIANT
 
 
+def test_a_number_that_measures_a_shard_bounds_no_slice() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x, table = b.input("x", (4, 6), F64, layout={SP: Shard(0)}), b.input("table", (8, 8), F64)
+    own, other = b.call("aten.sym_size.int", (x, 0)), b.call("aten.sym_size.int", (x, 1))
+    for call in (("aten.slice.Tensor", (table, 0, 0, own)), ("aten.narrow", (table, 0, 0, own))):
+        with pytest.raises(LayoutError, match="measures a sharded dimension"):
+            b.call(*call)
+    assert b.aten.slice.Tensor(table, 0, 0, other).type.layout[SP] == INVARIANT
+    assert b.aten.narrow(table, 0, 0, other).type.layout[SP] == INVARIANT
+
+
 def test_two_operands_cut_differently_in_one_einsum_are_refused() -> None:
     with pytest.raises(LayoutError):
         placed("aten.einsum", "ab,bc->ac", [T((4, 4), Shard(0)), T((4, 4), Shard(1))])
+
+
+def test_a_view_of_a_shard_is_placed_by_its_shape_alone() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    untyped = b.program.graph.create("aten.view", (T((4, 4), Shard(0)).build(b), [2, 2, 4]))
+    with pytest.raises(LayoutError, match="no type yet"):
+        infer_layout(untyped, b.program, SP)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_an_exchange_needs_a_block_for_every_rank(blocks: int) -> None:
+    with pytest.raises(LayoutError, match="does not hold 2 blocks"):
+        placed("_c10d_functional.all_to_all_single", T((blocks, 4, 8), Shard(1)), [blocks], [blocks], SP)
+
+
+@pytest.mark.parametrize("index", [0, (slice(0, 2),), (None, ...), (slice(None), 1)], ids=str)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_brackets_behind_a_shard_move_its_dimensions(index: object, dim: int) -> None:
+    with pytest.raises(LayoutError, match="has no layout rule"):
+        placed("operator.getitem", T((4, 4, 4), Shard(dim)), index)
+
+
+def test_brackets_behind_a_whole_value() -> None:
+    assert placed("operator.getitem", T((4, 4)), 0) == INVARIANT
+    with pytest.raises(LayoutError, match="has no layout rule"):
+        placed("operator.getitem", T((4, 4)), (CUT_IDS,))
+    with pytest.raises(LayoutError, match="has no layout rule"):
+        placed("operator.getitem", T((4, 4), PARTIAL), (CUT_IDS,))
+
+
+def test_a_hypothetical_placement_of_several_results_is_that_of_each() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    first, _ = b.call("aten.split.Tensor", (b.input("x", (4, 6), F64), 2))
+    pair = first.producer.operands[0]
+    assert infer_layout(first.producer, b.program, SP, placements={pair: Shard(1)}) == Shard(1)
+    assert infer_layout(first.producer, b.program, SP, placements={pair: (PARTIAL, INVARIANT)}) == PARTIAL
