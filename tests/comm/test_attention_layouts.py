@@ -181,6 +181,15 @@ def test_the_gradient_of_a_learned_bias(
     assert site.bias_gradient(bias) == (cut, cut, cut, expected)
 
 
+def test_a_learned_bias_is_replicated_once_its_attention_is_placed() -> None:
+    waiting, placed = (Site(cut, cut, Stage.FORWARD) for cut in (TOKENS, HEADS))
+    assert waiting.attention(bias=waiting.b.parameter("bias", (1, 1, 8, 8), torch.float64)) == TOKENS
+    learned = placed.b.parameter("bias", (1, 1, 4, 4), torch.float64)
+    with pytest.raises(LayoutError, match="%bias is Invariant, needs a gradient"):
+        placed.attention(bias=learned)
+    assert placed.attention(bias=placed.b.autosp.invariant_to_replicate(learned, SP, 2)) == HEADS
+
+
 @pytest.mark.parametrize("cut", [HEADS, INVARIANT, PARTIAL])
 def test_torch_s_attention_of_three_dimensions_is_whole(cut: Placement) -> None:
     b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
