@@ -11,7 +11,7 @@ from autosp_ir.comm.layout import infer_layout
 from autosp_ir.errors import LayoutError
 from autosp_ir.ir.graph import Value
 from autosp_ir.ir.program import Stage
-from autosp_ir.ir.types import INVARIANT, PARTIAL, Placement, Shard
+from autosp_ir.ir.types import INVARIANT, PARTIAL, Placement, Shard, TensorType
 from autosp_ir.rewrite.builder import ProgramBuilder
 
 SP = "sp"
@@ -245,6 +245,31 @@ def test_a_number_that_measures_a_shard_bounds_no_slice() -> None:
             b.call(*call)
     assert b.aten.slice.Tensor(table, 0, 0, other).type.layout[SP] == INVARIANT
     assert b.aten.narrow(table, 0, 0, other).type.layout[SP] == INVARIANT
+
+
+@pytest.mark.parametrize("call", ["expand", "ones", "view", "repeat"])
+def test_a_value_as_long_as_a_shard_is_no_whole_value(call: str) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x, w = b.input("x", (4, 6), F64, layout={SP: Shard(0)}), b.input("w", (), F64)
+    own, other = b.call("aten.sym_size.int", (x, 0)), b.call("aten.sym_size.int", (x, 1))
+
+    def made(length: Value) -> Value:
+        if call == "ones":
+            ones: Value = b.aten.ones([length], dtype=F64)
+            return ones
+        source = b.input("rows", (2, 12), F64) if call == "view" else w
+        shaped: Value = b.call(f"aten.{call}", (source, [length, -1] if call == "view" else [length]))
+        return shaped
+
+    with pytest.raises(LayoutError, match="measures a sharded dimension, and the result is not cut"):
+        made(own)
+    assert made(other).type.layout[SP] == INVARIANT
+    if call in ("expand", "ones"):
+        # Any part of it is like any other, so that it may be made as the shard of a value that is the same everywhere.
+        shard = b.program.graph.create(
+            f"aten.{call}", ([own],) if call == "ones" else (w, [own]), type=TensorType((4,), F64)
+        )
+        assert infer_layout(shard, b.program, SP, hint=Shard(0)) == Shard(0)
 
 
 def test_two_operands_cut_differently_in_one_einsum_are_refused() -> None:
