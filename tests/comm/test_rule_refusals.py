@@ -153,6 +153,9 @@ def test_refused(op: str, args: tuple[Any, ...]) -> None:
         ("aten.unbind.int", (T((2, 4), Shard(1)), 0), Shard(0)),
         ("aten.unbind.int", (T((2, 4), Shard(0)), 1), Shard(0)),
         ("aten.cat", ([T((0,)), T((0,))], 0), INVARIANT),
+        ("aten.sum_to_size", (T((4, 4), Shard(0)), [1, 4]), PARTIAL),
+        ("aten.sum_to_size", (T((4, 4), Shard(0)), [4]), PARTIAL),
+        ("aten.sum_to_size", (T((4, 4), Shard(1)), [4]), Shard(0)),
         ("aten.dropout", (T((4, 4), Shard(0)), 0.5, False), Shard(0)),
         ("aten.dropout", (T((4, 4), Shard(1)), 0.0, True), Shard(1)),
         ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 0, None), Shard(0)),
@@ -240,9 +243,11 @@ def test_a_number_that_measures_a_shard_bounds_no_slice() -> None:
     b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
     x, table = b.input("x", (4, 6), F64, layout={SP: Shard(0)}), b.input("table", (8, 8), F64)
     own, other = b.call("aten.sym_size.int", (x, 0)), b.call("aten.sym_size.int", (x, 1))
-    for call in (("aten.slice.Tensor", (table, 0, 0, own)), ("aten.narrow", (table, 0, 0, own))):
-        with pytest.raises(LayoutError, match="measures a sharded dimension"):
-            b.call(*call)
+    columns = b.input("columns", (8, 4), F64, layout={SP: Shard(1)})
+    for value in (table, columns):
+        for op in ("aten.slice.Tensor", "aten.narrow"):
+            with pytest.raises(LayoutError, match="measures a sharded dimension"):
+                b.call(op, (value, 0, 0, own))
     assert b.aten.slice.Tensor(table, 0, 0, other).type.layout[SP] == INVARIANT
     assert b.aten.narrow(table, 0, 0, other).type.layout[SP] == INVARIANT
 
@@ -275,6 +280,30 @@ def test_a_value_as_long_as_a_shard_is_no_whole_value(call: str) -> None:
 def test_two_operands_cut_differently_in_one_einsum_are_refused() -> None:
     with pytest.raises(LayoutError):
         placed("aten.einsum", "ab,bc->ac", [T((4, 4), Shard(0)), T((4, 4), Shard(1))])
+
+
+def test_a_mask_of_two_dimensions_looks_up_in_two() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x, ids = T((4, 4, 4, 4), Shard(2)).build(b), IDS.build(b)
+    found = b.program.graph.create("aten.index.Tensor", (x, [MASK.build(b), ids]), type=TensorType((4, 4), F64))
+    with pytest.raises(LayoutError, match="only adjacent integer indices"):
+        infer_layout(found, b.program, SP)
+
+
+def test_what_is_made_of_zeros_need_not_be_zero() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    terms, zeros = T((4, 4), PARTIAL).build(b), b.aten.zeros([16], dtype=F64)
+    assert b.aten.add.Tensor(terms, b.aten.view(zeros, [4, 4])).type.layout[SP] == PARTIAL
+    with pytest.raises(LayoutError, match="every rank would add again"):
+        b.aten.add.Tensor(terms, b.aten.view(b.aten.cos(zeros), [4, 4]))
+
+
+@pytest.mark.parametrize("placement", [Shard(0), PARTIAL])
+def test_dropout_on_one_rank_is_of_whole_values(placement: Placement) -> None:
+    b = ProgramBuilder(mesh={SP: 1}, stage=Stage.JOINT)
+    assert b.aten.dropout(T((4, 4)).build(b), 0.5, True).type.layout[SP] == INVARIANT
+    with pytest.raises(LayoutError, match="draws other numbers on a shard"):
+        b.aten.dropout(T((4, 4), placement).build(b), 0.5, True)
 
 
 def test_a_view_of_a_shard_is_placed_by_its_shape_alone() -> None:

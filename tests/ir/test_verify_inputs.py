@@ -10,7 +10,7 @@ import torch
 from autosp_ir.errors import VerifyError
 from autosp_ir.ir.graph import Graph
 from autosp_ir.ir.program import Program
-from autosp_ir.ir.types import ScalarType, TensorType
+from autosp_ir.ir.types import ObjectType, ScalarType, TensorType, TupleType
 from autosp_ir.ir.verify_types import same_type
 from autosp_ir.rewrite.builder import ProgramBuilder
 
@@ -91,3 +91,12 @@ def test_an_attribute_that_an_operation_does_not_support_is_an_invalid_program()
     attention.set_args(*attention.with_arg("window", 0))
     with pytest.raises(VerifyError, match=f"%{attention.name}: an attention window of 0 sees nothing"):
         program.verify()
+
+
+def test_what_is_read_from_an_opaque_pair_is_taken_at_its_word() -> None:
+    program = two_inputs()
+    pair = program.graph.create("get_attr", ("pair",), type=TupleType((ObjectType("Box"), TensorType((4,), F64))))
+    program.attrs["pair"] = object()
+    read = program.graph.create("operator.getitem", (pair.result, 1), type=TensorType((4,), F64))
+    program.graph.output_node.set_args(((read.result,),))
+    program.verify()
