@@ -109,6 +109,9 @@ NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1))
         ("aten.cross_entropy_loss", (T((4, 4), PARTIAL), IDS, None, 2)),
         ("aten.nll_loss_backward", (T((4,), Shard(0)), T((4, 4)), IDS, None, 0, -100, T(()))),
         ("aten.nll_loss_backward", (T((), PARTIAL), T((4, 4), Shard(0)), CUT_IDS, None, 2, -100, T(()))),
+        # As long as a shard, but not the same everywhere: no rank's part of it is known.
+        ("aten.mm", (T((4, 4), Shard(1)), T((4, 4)))),
+        ("aten.index_add", (T((4, 4), Shard(1)), 0, IDS, T((4, 4)))),
         ("aten.addmm", (T((4,), Shard(0)), T((4, 4), Shard(0)), T((4, 4)))),
         ("aten.addmm", (T((4, 4)), T((4, 4), Shard(0)), T((4, 4)))),
         ("aten.addmm", (T((4,)), T((4, 4), Shard(1)), T((4, 4), Shard(0)))),
@@ -152,6 +155,10 @@ def test_refused(op: str, args: tuple[Any, ...]) -> None:
         ("aten.unflatten.int", (T((2, 8, 2), Shard(1, 4)), 1, [2, 4]), Shard(2, 2)),
         ("aten.unbind.int", (T((2, 4), Shard(1)), 0), Shard(0)),
         ("aten.unbind.int", (T((2, 4), Shard(0)), 1), Shard(0)),
+        ("aten.mm", (T((4, 4), Shard(1)), T((4, 4), zeros=True)), PARTIAL),
+        ("aten.index_add", (T((4, 4), Shard(1)), 0, IDS, T((4, 4), zeros=True)), Shard(1)),
+        ("aten.addmm", (T((4, 4), zeros=True), T((4, 4), Shard(0)), T((4, 4))), Shard(0)),
+        ("aten.cat", ([T((4, 4), Shard(0)), T((4, 4), zeros=True)], 1), Shard(0)),
         ("aten.cat", ([T((0,)), T((0,))], 0), INVARIANT),
         ("aten.sum_to_size", (T((4, 4), Shard(0)), [1, 4]), PARTIAL),
         ("aten.sum_to_size", (T((4, 4), Shard(0)), [4]), PARTIAL),
@@ -191,6 +198,10 @@ def test_numbers_that_measure_a_shard_make_no_values() -> None:
     own, whole = b.call("aten.sym_size.int", (x, 0)), b.call("aten.sym_size.int", (x, 1))
     with pytest.raises(LayoutError, match="measures a sharded dimension"):
         b.call("aten.full", ([4], own), {"dtype": F64})
+    # Nor a shard: the whole model's value is full of another number.
+    filled = b.program.graph.create("aten.full", ([4], own), {"dtype": F64}, type=TensorType((4,), F64))
+    with pytest.raises(LayoutError, match="the fill value measures"):
+        infer_layout(filled, b.program, SP, hint=Shard(0))
     with pytest.raises(LayoutError, match="one rank's length"):
         b.call("aten.arange", (own,), {"dtype": I64})
     assert b.call("aten.full", ([4], whole), {"dtype": F64}).type.layout[SP] == INVARIANT
