@@ -279,7 +279,7 @@ def test_a_value_as_long_as_a_shard_is_no_whole_value(call: str) -> None:
 
     with pytest.raises(LayoutError, match="measures a sharded dimension, and the result is not cut"):
         made(own)
-    assert made(other).type.layout[SP] == INVARIANT
+    assert made(other).tensor_type.layout[SP] == INVARIANT
     if call in ("expand", "ones"):
         # Any part of it is like any other, so that it may be made as the shard of a value that is the same everywhere.
         shard = b.program.graph.create(

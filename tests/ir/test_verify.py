@@ -200,7 +200,9 @@ def test_extents_are_compared_as_expressions() -> None:
     broken(program, r"stored as f32\[s0 \+ 1, 4\] but aten.cat returns f32\[2\*s0, 4\]")
     made.type = tensor(16, 4)
     broken(program, r"stored as f32\[16, 4\] but aten.cat returns f32\[2\*s0, 4\]")
-    torch._check(program.fake_mode.shape_env.create_symintnode(length, hint=8) == 8)
+    known = program.fake_mode.shape_env
+    assert known is not None
+    torch._check(known.create_symintnode(length, hint=8) == 8)
     program.verify()
 
 
