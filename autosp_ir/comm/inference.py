@@ -39,6 +39,9 @@ _NO_RULE = "gather the operand with autosp.all_gather first, or give the operati
 _TO_REPLICATE = "pass it through autosp.invariant_to_replicate first, so that its gradient is summed over the ranks"
 
 
+_MEASURE_WHOLE = "measure the value before it is cut, or give the result its shard when it is created"
+
+
 class GradientFlow:
     """Which values a gradient reaches; answers are kept for the life of the object.
 
@@ -102,10 +105,12 @@ def infer_layout(
     if node.op.kind in _BUILTINS or not node.results:
         return WHOLE
     ctx = RuleContext(node, program, axis, placements=placements, hint=hint)
-    if node.is_op("operator.getitem"):
+    # Brackets behind a tensor index its dimensions: that is an operation like any other, and has no rule.
+    if node.is_op("operator.getitem") and not isinstance(node.operands[0].type, TensorType):
         return _element(ctx)
     _check_operands(ctx)
     outcome = _outcome(ctx)
+    _check_whole(ctx, outcome)
     if program.stage is not Stage.FORWARD:
         return _each(outcome, lambda p: INVARIANT if whole(p) else p)
     if node.op.name in EXACT:
@@ -130,6 +135,15 @@ def _outcome(ctx: RuleContext) -> Outcome:
     if op.has(Trait.POINTWISE) and not op.has(Trait.MUTATES):
         return rules.pointwise.pointwise(ctx)
     return refuse_unless_whole(ctx, "the operation has no layout rule, so every operand must be whole", _NO_RULE)
+
+
+def _check_whole(ctx: RuleContext, outcome: Outcome) -> None:
+    """Refuse a whole value, or a sum of one, whose extents or numbers are those of one rank's shard."""
+    if not isinstance(ctx.node.result.type, TensorType | TupleType) or any(isinstance(p, Shard) for p in flat(outcome)):
+        return
+    measured = ctx.local_extents()
+    if measured:
+        ctx.fail(f"%{measured[0].name} measures a sharded dimension, and the result is not cut", _MEASURE_WHOLE)
 
 
 def _probability_is_zero(ctx: RuleContext) -> bool:
@@ -197,7 +211,7 @@ class _Hints:
 
     def of(self, node: Node, axis: str) -> Outcome | None:
         """The stored shard of the node itself, or the placement of a forward value of the same shape."""
-        stored = stored_placement(node.result, axis) if node.results else WHOLE
+        stored = stored_placement(node.result, axis)
         if any(not whole(p) for p in flat(stored)):
             return stored
         if node.phase is Phase.FORWARD:

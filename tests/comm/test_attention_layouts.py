@@ -181,6 +181,34 @@ def test_the_gradient_of_a_learned_bias(
     assert site.bias_gradient(bias) == (cut, cut, cut, expected)
 
 
+def test_a_learned_bias_is_replicated_once_its_attention_is_placed() -> None:
+    waiting, placed = (Site(cut, cut, Stage.FORWARD) for cut in (TOKENS, HEADS))
+    assert waiting.attention(bias=waiting.b.parameter("bias", (1, 1, 8, 8), torch.float64)) == TOKENS
+    learned = placed.b.parameter("bias", (1, 1, 4, 4), torch.float64)
+    with pytest.raises(LayoutError, match="%bias is Invariant, needs a gradient"):
+        placed.attention(bias=learned)
+    assert placed.attention(bias=placed.b.autosp.invariant_to_replicate(learned, SP, 2)) == HEADS
+
+
+@pytest.mark.parametrize(
+    ("keys", "placement", "message"),
+    [
+        (INVARIANT, TOKENS, None),
+        (INVARIANT, INVARIANT, "must be cut like the queries"),
+        (INVARIANT, HEADS, "must be cut like the queries"),
+        (TOKENS, TOKENS, "meets the keys of one rank"),
+    ],
+)
+def test_a_dropout_mask_is_that_of_its_queries(keys: Placement, placement: Placement, message: str | None) -> None:
+    site = Site(TOKENS, keys)
+    drawn = {"keep": site.value(placement, SHAPE, torch.bool), "local_axis": None if keys == INVARIANT else SP}
+    if message is None:
+        assert site.attention(dropout=0.5, **drawn) == TOKENS
+        return
+    with pytest.raises(LayoutError, match=message):
+        site.attention(dropout=0.5, **drawn)
+
+
 @pytest.mark.parametrize("cut", [HEADS, INVARIANT, PARTIAL])
 def test_torch_s_attention_of_three_dimensions_is_whole(cut: Placement) -> None:
     b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)

@@ -65,6 +65,26 @@ def test_what_needs_no_gradient_may_meet_a_shard() -> None:
     assert s.b.aten.matmul(s.cut, detached).type.layout[SP] == Shard(1)
 
 
+def test_what_has_no_gradient_is_cut_all_the_same() -> None:
+    s = Small()
+    ids = s.b.autosp.shard(s.b.input("ids", (2, 8), torch.int64), 1, SP, 4)
+    assert s.b.aten.add.Tensor(ids, 1).type.layout[SP] == Shard(1)
+    assert s.b.aten.sum(ids).type.layout[SP] == PARTIAL
+
+
+def test_a_comparison_with_a_parameter_has_no_gradient() -> None:
+    s = Small()
+    positive = s.b.aten.gt.Scalar(s.b.aten.select.int(s.w, 0, 0), 0)
+    assert s.b.aten.masked_fill.Scalar(s.cut, positive, 0.0).type.layout[SP] == Shard(1)
+
+
+def test_a_gradient_passes_by_one_of_several_results() -> None:
+    s = Small()
+    largest, _ = s.b.aten.topk(s.w, 2)
+    with pytest.raises(LayoutError, match="Invariant, needs a gradient"):
+        s.b.aten.matmul(s.cut, largest)
+
+
 def test_replicated_values_stay_replicated() -> None:
     s = Small()
     doubled = s.b.aten.mul.Tensor(s.replicated(), 2.0)
@@ -141,15 +161,16 @@ def test_a_partial_gradient_may_leave_only_for_a_trainer_that_sums_it(external: 
         check_layouts(program)
 
 
-def test_a_stored_layout_that_does_not_follow_is_refused() -> None:
-    s = Small()
+@pytest.mark.parametrize("stage", [Stage.FORWARD, Stage.JOINT])
+def test_a_stored_layout_that_does_not_follow_is_refused(stage: Stage) -> None:
+    s = Small(stage=stage)
     doubled = s.b.aten.mul.Tensor(s.cut, 2.0)
     s.b.output(y=s.b.autosp.all_gather(doubled, 1, SP, 4))
     program = s.b.build()
     check_layouts(program)
     for wrong in (INVARIANT, REPLICATE, PARTIAL, Shard(0), Shard(1, 2)):
         doubled.type = doubled.tensor_type.on_axis(SP, wrong)
-        with pytest.raises(LayoutError):
+        with pytest.raises(LayoutError, match=f"%{doubled.name} is stored as"):
             check_layouts(program)
 
 
@@ -253,6 +274,22 @@ def test_an_expanded_gradient_takes_the_shard_of_the_forward_operand() -> None:
     infer_layouts(program)
     assert spread.type.layout[SP] == Shard(1)
     assert product.type.layout[SP] == Shard(1)
+
+
+def test_an_expanded_gradient_that_nothing_tells_the_length_of_is_refused() -> None:
+    b = joint()
+    g = value_of(b, (), INVARIANT)
+    with b.phase("backward"), pytest.raises(LayoutError, match="one rank's length or the whole model's"):
+        b.aten.expand(g, [2, 4])
+    assert b.aten.expand(g, [2, 4]).type.layout[SP] == INVARIANT
+
+
+def test_an_expanded_partial_sum_is_no_shard() -> None:
+    b = joint()
+    terms = value_of(b, (4,), PARTIAL)
+    assert asked(b, "aten.expand", terms, [3, 4], shape=(3, 4), hint=Shard(1)) == PARTIAL
+    with pytest.raises(LayoutError, match="along a dimension that is cut"):
+        asked(b, "aten.expand", terms, [3, 4], shape=(3, 4), hint=Shard(0))
 
 
 def test_a_number_that_measures_a_shard_stays_out_of_arithmetic() -> None:

@@ -8,7 +8,8 @@ import torch
 from autosp_ir.comm.inference import place
 from autosp_ir.comm.layout import check_layouts, infer_layout
 from autosp_ir.comm.layout_check import LOWERED, check_lowered, check_operator_axes
-from autosp_ir.errors import LayoutError, VerifyError
+from autosp_ir.comm.rules import base
+from autosp_ir.errors import AutoSPError, LayoutError, VerifyError
 from autosp_ir.ir.program import Stage
 from autosp_ir.ir.types import INVARIANT, PARTIAL, REPLICATE, Shard, TensorType, TupleType
 from autosp_ir.rewrite.builder import ProgramBuilder
@@ -117,3 +118,12 @@ def test_what_is_expanded_like_a_shard_must_not_be_whole_there(shape: tuple[int,
         return
     with pytest.raises(LayoutError, match="whole along the dimension"):
         b.call("aten.expand_as", (x, like))
+
+
+def test_a_rule_is_given_to_an_operation_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "RULES", {})
+    for name in ("mine.softcap", "autosp.al_reduce"):
+        with pytest.raises(AutoSPError, match=name):
+            base.rule(name)(lambda ctx: INVARIANT)
+    base.rule("aten.of_another_release")(lambda ctx: INVARIANT)
+    assert list(base.RULES) == ["aten.of_another_release"]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import autosp_ir as air
 from autosp_ir.comm import attention_kernels
+from autosp_ir.ir.types import INVARIANT
 
 ops = torch.ops.autosp
 SHAPE = [3, 5, 7]
@@ -121,3 +122,38 @@ def test_a_mask_of_ones_own_is_a_shard() -> None:
 def test_a_mask_of_ones_own_needs_a_rank_and_no_dense_model(own: dict[str, Any]) -> None:
     with pytest.raises(air.LayoutError):
         masked(**own)
+
+
+def test_a_state_is_the_same_everywhere_and_a_mask_in_blocks_is_cut_in_blocks() -> None:
+    b = air.ProgramBuilder(mesh={"sp": 2})
+    state = b.autosp.random_state(None, [12, 4], 0.5, "per_rank", **CPU)
+    assert state.type.layout["sp"] == INVARIANT
+    index = b.autosp.shard(b.aten.arange(2, dtype=torch.int64, device=CPU["device"]), 0, "sp", 2)
+    where = {"index": index, "axis": "sp", "dim": 0, "outer": 3}
+    keep = b.autosp.keep_mask(state, [12, 4], 0.5, "per_rank", **CPU, **where)
+    assert keep.type.layout["sp"] == air.Shard(0, 3)
+
+
+def test_a_mask_of_all_ranks_is_drawn_from_what_all_ranks_know() -> None:
+    b = air.ProgramBuilder(mesh={"sp": 2})
+    own = b.input("own", (5056,), torch.uint8, layout={"sp": air.Shard(0)})
+    with pytest.raises(air.LayoutError, match="what all ranks know"):
+        b.autosp.keep_mask(own, [12, 4], 0.5, "per_rank", **CPU)
+
+
+def test_a_mask_that_nothing_reads_is_a_lost_dropout() -> None:
+    b = air.ProgramBuilder(mesh={"sp": 2}, facts=["canonical"])
+    x = b.input("x", (2, 8, 4))
+    state = b.autosp.random_state(None, [2, 8, 4], 0.5, "per_rank", **CPU)
+    keep = b.autosp.keep_mask(state, [2, 8, 4], 0.5, "per_rank", **CPU)
+    dropped = b.aten.mul.Tensor(x, keep)
+    b.output(dropped)
+    program = b.build()
+    program.verify()
+    program.graph.output_node.set_args(((x,),))
+    program.graph.erase(dropped.producer)
+    with pytest.raises(air.VerifyError, match="dropout is lost"):
+        program.verify()
+    program.graph.erase(keep.producer)
+    with pytest.raises(air.VerifyError, match="dropout is lost"):
+        program.verify()

@@ -11,7 +11,7 @@ from autosp_ir.comm.layout import infer_layout
 from autosp_ir.errors import LayoutError
 from autosp_ir.ir.graph import Value
 from autosp_ir.ir.program import Stage
-from autosp_ir.ir.types import INVARIANT, PARTIAL, Placement, Shard
+from autosp_ir.ir.types import INVARIANT, PARTIAL, Placement, Shard, TensorType
 from autosp_ir.rewrite.builder import ProgramBuilder
 
 SP = "sp"
@@ -44,7 +44,7 @@ def placed(op: str, *args: Any, **kwargs: Any) -> Placement:
     def built(item: Any) -> Any:
         if isinstance(item, T):
             return item.build(b)
-        return [built(i) for i in item] if isinstance(item, list) else item
+        return type(item)(map(built, item)) if isinstance(item, list | tuple) else item
 
     made = b.call(op, tuple(map(built, args)), kwargs)
     found: Placement = (made[0] if isinstance(made, tuple) else made).type.layout[SP]
@@ -52,7 +52,7 @@ def placed(op: str, *args: Any, **kwargs: Any) -> Placement:
 
 
 IDS, CUT_IDS, SUMMED_IDS = T((4,), dtype=I64), T((4,), Shard(0), I64), T((4,), PARTIAL, I64)
-INDEX = T((4, 4), dtype=I64)
+INDEX, MASK = T((4, 4), dtype=I64), T((4, 4), dtype=torch.bool)
 
 
 NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1)), T((4, 1)), T((4,)), T((4,)))
@@ -93,6 +93,10 @@ NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1))
         ("aten.index_put", (T((4, 4), Shard(1)), [IDS], T((4, 4)), True)),
         ("aten.index_put", (T((4, 4)), [CUT_IDS], T((4, 4), Shard(0)), True)),
         ("aten.index_put", (T((4, 4), Shard(0)), [IDS], T((4, 4)), True)),
+        # A cut mask is as long as a shard of what it indexes, which is whole.
+        ("aten.index_put", (T((4, 4), zeros=True), [T((4,), Shard(0), torch.bool)], T((4, 4), Shard(0)), True)),
+        # A mask of two dimensions indexes two, and the index behind it the third, which is cut.
+        ("aten.index_put", (T((4, 4, 4, 4), Shard(2)), [MASK, IDS], T((4, 4, 4, 4), Shard(2)))),
         ("aten.slice_backward", (T((4, 2), Shard(0)), [8, 4], 1, 0, 2, 1)),
         ("aten.slice_backward", (T((4, 2), Shard(1)), [4, 4], 1, 0, 2, 1)),
         ("aten.select_backward", (T((4,), Shard(0)), [8, 4], 1, 0)),
@@ -105,6 +109,9 @@ NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1))
         ("aten.cross_entropy_loss", (T((4, 4), PARTIAL), IDS, None, 2)),
         ("aten.nll_loss_backward", (T((4,), Shard(0)), T((4, 4)), IDS, None, 0, -100, T(()))),
         ("aten.nll_loss_backward", (T((), PARTIAL), T((4, 4), Shard(0)), CUT_IDS, None, 2, -100, T(()))),
+        # As long as a shard, but not the same everywhere: no rank's part of it is known.
+        ("aten.mm", (T((4, 4), Shard(1)), T((4, 4)))),
+        ("aten.index_add", (T((4, 4), Shard(1)), 0, IDS, T((4, 4)))),
         ("aten.addmm", (T((4,), Shard(0)), T((4, 4), Shard(0)), T((4, 4)))),
         ("aten.addmm", (T((4, 4)), T((4, 4), Shard(0)), T((4, 4)))),
         ("aten.addmm", (T((4,)), T((4, 4), Shard(1)), T((4, 4), Shard(0)))),
@@ -148,6 +155,14 @@ def test_refused(op: str, args: tuple[Any, ...]) -> None:
         ("aten.unflatten.int", (T((2, 8, 2), Shard(1, 4)), 1, [2, 4]), Shard(2, 2)),
         ("aten.unbind.int", (T((2, 4), Shard(1)), 0), Shard(0)),
         ("aten.unbind.int", (T((2, 4), Shard(0)), 1), Shard(0)),
+        ("aten.mm", (T((4, 4), Shard(1)), T((4, 4), zeros=True)), PARTIAL),
+        ("aten.index_add", (T((4, 4), Shard(1)), 0, IDS, T((4, 4), zeros=True)), Shard(1)),
+        ("aten.addmm", (T((4, 4), zeros=True), T((4, 4), Shard(0)), T((4, 4))), Shard(0)),
+        ("aten.cat", ([T((4, 4), Shard(0)), T((4, 4), zeros=True)], 1), Shard(0)),
+        ("aten.cat", ([T((0,)), T((0,))], 0), INVARIANT),
+        ("aten.sum_to_size", (T((4, 4), Shard(0)), [1, 4]), PARTIAL),
+        ("aten.sum_to_size", (T((4, 4), Shard(0)), [4]), PARTIAL),
+        ("aten.sum_to_size", (T((4, 4), Shard(1)), [4]), Shard(0)),
         ("aten.dropout", (T((4, 4), Shard(0)), 0.5, False), Shard(0)),
         ("aten.dropout", (T((4, 4), Shard(1)), 0.0, True), Shard(1)),
         ("aten.slice.Tensor", (T((4, 4), Shard(0)), 0, 0, None), Shard(0)),
@@ -183,6 +198,10 @@ def test_numbers_that_measure_a_shard_make_no_values() -> None:
     own, whole = b.call("aten.sym_size.int", (x, 0)), b.call("aten.sym_size.int", (x, 1))
     with pytest.raises(LayoutError, match="measures a sharded dimension"):
         b.call("aten.full", ([4], own), {"dtype": F64})
+    # Nor a shard: the whole model's value is full of another number.
+    filled = b.program.graph.create("aten.full", ([4], own), {"dtype": F64}, type=TensorType((4,), F64))
+    with pytest.raises(LayoutError, match="the fill value measures"):
+        infer_layout(filled, b.program, SP, hint=Shard(0))
     with pytest.raises(LayoutError, match="one rank's length"):
         b.call("aten.arange", (own,), {"dtype": I64})
     assert b.call("aten.full", ([4], whole), {"dtype": F64}).type.layout[SP] == INVARIANT
@@ -195,6 +214,15 @@ def test_a_hypothetical_placement_stands_in_for_the_stored_one() -> None:
     made = b.aten.silu(x).producer
     assert infer_layout(made, b.program, SP) == INVARIANT
     assert infer_layout(made, b.program, SP, placements={x: Shard(1)}) == Shard(1)
+
+
+def test_a_hypothetical_cut_is_of_the_whole_length() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 8), F64)
+    every, half = (b.aten.slice.Tensor(x, 1, 0, end).producer for end in (8, 4))
+    assert infer_layout(every, b.program, SP, placements={x: Shard(1)}) == Shard(1)
+    with pytest.raises(LayoutError, match="a slice along dimension 1"):
+        infer_layout(half, b.program, SP, placements={x: Shard(1)})
 
 
 def test_a_hint_chooses_where_the_ranks_stand_in_a_split_dimension() -> None:
@@ -222,6 +250,104 @@ def test_a_number_that_measures_a_shard_meets_no_whole_value() -> None:
     assert b.call("aten.mul.Tensor", (w, b.call("aten.sym_size.int", (x, 1)))).type.layout[SP] == INVARIANT
 
 
+def test_a_number_that_measures_a_shard_bounds_no_slice() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x, table = b.input("x", (4, 6), F64, layout={SP: Shard(0)}), b.input("table", (8, 8), F64)
+    own, other = b.call("aten.sym_size.int", (x, 0)), b.call("aten.sym_size.int", (x, 1))
+    columns = b.input("columns", (8, 4), F64, layout={SP: Shard(1)})
+    for value in (table, columns):
+        for op in ("aten.slice.Tensor", "aten.narrow"):
+            with pytest.raises(LayoutError, match="measures a sharded dimension"):
+                b.call(op, (value, 0, 0, own))
+    assert b.aten.slice.Tensor(table, 0, 0, other).type.layout[SP] == INVARIANT
+    assert b.aten.narrow(table, 0, 0, other).type.layout[SP] == INVARIANT
+
+
+@pytest.mark.parametrize("call", ["expand", "ones", "view", "repeat"])
+def test_a_value_as_long_as_a_shard_is_no_whole_value(call: str) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x, w = b.input("x", (4, 6), F64, layout={SP: Shard(0)}), b.input("w", (), F64)
+    own, other = b.call("aten.sym_size.int", (x, 0)), b.call("aten.sym_size.int", (x, 1))
+
+    def made(length: Value) -> Value:
+        if call == "ones":
+            ones: Value = b.aten.ones([length], dtype=F64)
+            return ones
+        source = b.input("rows", (2, 12), F64) if call == "view" else w
+        shaped: Value = b.call(f"aten.{call}", (source, [length, -1] if call == "view" else [length]))
+        return shaped
+
+    with pytest.raises(LayoutError, match="measures a sharded dimension, and the result is not cut"):
+        made(own)
+    assert made(other).tensor_type.layout[SP] == INVARIANT
+    if call in ("expand", "ones"):
+        # Any part of it is like any other, so that it may be made as the shard of a value that is the same everywhere.
+        shard = b.program.graph.create(
+            f"aten.{call}", ([own],) if call == "ones" else (w, [own]), type=TensorType((4,), F64)
+        )
+        assert infer_layout(shard, b.program, SP, hint=Shard(0)) == Shard(0)
+
+
 def test_two_operands_cut_differently_in_one_einsum_are_refused() -> None:
     with pytest.raises(LayoutError):
         placed("aten.einsum", "ab,bc->ac", [T((4, 4), Shard(0)), T((4, 4), Shard(1))])
+
+
+def test_a_mask_of_two_dimensions_looks_up_in_two() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x, ids = T((4, 4, 4, 4), Shard(2)).build(b), IDS.build(b)
+    found = b.program.graph.create("aten.index.Tensor", (x, [MASK.build(b), ids]), type=TensorType((4, 4), F64))
+    with pytest.raises(LayoutError, match="only adjacent integer indices"):
+        infer_layout(found, b.program, SP)
+
+
+def test_what_is_made_of_zeros_need_not_be_zero() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    terms, zeros = T((4, 4), PARTIAL).build(b), b.aten.zeros([16], dtype=F64)
+    assert b.aten.add.Tensor(terms, b.aten.view(zeros, [4, 4])).type.layout[SP] == PARTIAL
+    with pytest.raises(LayoutError, match="every rank would add again"):
+        b.aten.add.Tensor(terms, b.aten.view(b.aten.cos(zeros), [4, 4]))
+
+
+@pytest.mark.parametrize("placement", [Shard(0), PARTIAL])
+def test_dropout_on_one_rank_is_of_whole_values(placement: Placement) -> None:
+    b = ProgramBuilder(mesh={SP: 1}, stage=Stage.JOINT)
+    assert b.aten.dropout(T((4, 4)).build(b), 0.5, True).type.layout[SP] == INVARIANT
+    with pytest.raises(LayoutError, match="draws other numbers on a shard"):
+        b.aten.dropout(T((4, 4), placement).build(b), 0.5, True)
+
+
+def test_a_view_of_a_shard_is_placed_by_its_shape_alone() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    untyped = b.program.graph.create("aten.view", (T((4, 4), Shard(0)).build(b), [2, 2, 4]))
+    with pytest.raises(LayoutError, match="no type yet"):
+        infer_layout(untyped, b.program, SP)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_an_exchange_needs_a_block_for_every_rank(blocks: int) -> None:
+    with pytest.raises(LayoutError, match="does not hold 2 blocks"):
+        placed("_c10d_functional.all_to_all_single", T((blocks, 4, 8), Shard(1)), [blocks], [blocks], SP)
+
+
+@pytest.mark.parametrize("index", [0, (slice(0, 2),), (None, ...), (slice(None), 1)], ids=str)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_brackets_behind_a_shard_move_its_dimensions(index: object, dim: int) -> None:
+    with pytest.raises(LayoutError, match="has no layout rule"):
+        placed("operator.getitem", T((4, 4, 4), Shard(dim)), index)
+
+
+def test_brackets_behind_a_whole_value() -> None:
+    assert placed("operator.getitem", T((4, 4)), 0) == INVARIANT
+    with pytest.raises(LayoutError, match="has no layout rule"):
+        placed("operator.getitem", T((4, 4)), (CUT_IDS,))
+    with pytest.raises(LayoutError, match="has no layout rule"):
+        placed("operator.getitem", T((4, 4), PARTIAL), (CUT_IDS,))
+
+
+def test_a_hypothetical_placement_of_several_results_is_that_of_each() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    first, _ = b.call("aten.split.Tensor", (b.input("x", (4, 6), F64), 2))
+    pair = first.producer.operands[0]
+    assert infer_layout(first.producer, b.program, SP, placements={pair: Shard(1)}) == Shard(1)
+    assert infer_layout(first.producer, b.program, SP, placements={pair: (PARTIAL, INVARIANT)}) == PARTIAL

@@ -109,6 +109,12 @@ def test_there_is_one_output_at_the_end() -> None:
     broken(program, "the graph has 0 output nodes")
 
 
+def test_what_a_program_returns_stands_in_its_list() -> None:
+    program = linear()
+    program.graph._output = linear().graph.output_node
+    broken(program, "graph.output_node is not the output node in the list")
+
+
 # Signature -----------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +198,12 @@ def test_extents_are_compared_as_expressions() -> None:
     program.verify()
     made.type = tensor(length + 1, 4)
     broken(program, r"stored as f32\[s0 \+ 1, 4\] but aten.cat returns f32\[2\*s0, 4\]")
+    made.type = tensor(16, 4)
+    broken(program, r"stored as f32\[16, 4\] but aten.cat returns f32\[2\*s0, 4\]")
+    known = program.fake_mode.shape_env
+    assert known is not None
+    torch._check(known.create_symintnode(length, hint=8) == 8)
+    program.verify()
 
 
 @pytest.mark.parametrize(
@@ -352,6 +364,21 @@ class TestCollectives:
         program.verify()
         node(graph, "autosp.reduce_scatter", tensor(2, 6, 2), graph.value("half"), dim, "sp", 2)
         broken(program, "%d depends on the rank and is an attribute of the collective autosp.reduce_scatter")
+
+    def test_a_number_that_one_operand_takes_from_the_rank_depends_on_it(self) -> None:
+        program, _, _ = lowered()
+        graph = program.graph
+        rank = node(graph, "autosp.axis_index", tensor(dtype=torch.int64), "sp", 2)
+        start, extent = (
+            node(graph, "aten._local_scalar_dense", ScalarType("int", sympy.Symbol(f"u{i}", integer=True)), source)
+            for i, source in enumerate((node(graph, "aten.zeros", tensor(dtype=torch.int64), []), rank))
+        )
+        node(graph, "autosp.reduce_scatter", tensor(2, 6, 2), graph.value("half"), start, "sp", 2)
+        check_same_on_every_rank(program)
+        both = node(graph, "operator.add", ScalarType("int", None), start, extent, name="both")
+        node(graph, "autosp.reduce_scatter", tensor(2, 6, 2), graph.value("half"), both, "sp", 2)
+        with pytest.raises(VerifyError, match="%both depends on the rank"):
+            check_same_on_every_rank(program)
 
     def test_an_extent_of_the_rank_is_not_sent(self) -> None:
         program, _, _ = lowered()

@@ -10,7 +10,7 @@ import torch
 from autosp_ir.errors import VerifyError
 from autosp_ir.ir.graph import Graph
 from autosp_ir.ir.program import Program
-from autosp_ir.ir.types import ScalarType, TensorType
+from autosp_ir.ir.types import ObjectType, ScalarType, TensorType, TupleType
 from autosp_ir.ir.verify_types import same_type
 from autosp_ir.rewrite.builder import ProgramBuilder
 
@@ -70,3 +70,33 @@ def test_scalars_of_one_kind_and_expression_are_one_type() -> None:
     assert same_type(ScalarType("int", 3), ScalarType("int", None))
     assert not same_type(ScalarType("int", 3), ScalarType("int", 4))
     assert not same_type(ScalarType("float", None), ScalarType("int", None))
+
+
+def test_what_is_made_from_nothing_has_the_type_it_is_made_with() -> None:
+    b = ProgramBuilder()
+    b.output(y=b.aten.mul.Tensor(b.input("x", (4,), F64), b.aten.zeros([4], dtype=F64)))
+    program = b.build()
+    program.verify()
+    program.find("aten.zeros")[0].result.type = TensorType((5,), F64)
+    with pytest.raises(VerifyError, match=r"is stored as f64\[5\] but aten.zeros returns f64\[4\]"):
+        program.verify()
+
+
+def test_an_attribute_that_an_operation_does_not_support_is_an_invalid_program() -> None:
+    b = ProgramBuilder()
+    out, _ = b.autosp.attention(*(b.input(name, (2, 2, 4, 4), F64) for name in "qkv"), window=2)
+    b.output(y=out)
+    program = b.build()
+    attention = program.find("autosp.attention")[0]
+    attention.set_args(*attention.with_arg("window", 0))
+    with pytest.raises(VerifyError, match=f"%{attention.name}: an attention window of 0 sees nothing"):
+        program.verify()
+
+
+def test_what_is_read_from_an_opaque_pair_is_taken_at_its_word() -> None:
+    program = two_inputs()
+    pair = program.graph.create("get_attr", ("pair",), type=TupleType((ObjectType("Box"), TensorType((4,), F64))))
+    program.attrs["pair"] = object()
+    read = program.graph.create("operator.getitem", (pair.result, 1), type=TensorType((4,), F64))
+    program.graph.output_node.set_args(((read.result,),))
+    program.verify()

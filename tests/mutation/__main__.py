@@ -39,6 +39,8 @@ TESTS = [
     "tests/ir/test_verify_inputs.py",
     "tests/comm/test_layout_rules.py",
     "tests/ir/test_verify.py",
+    "tests/comm/test_random_masks.py",
+    "tests/comm/test_host_memory.py",
 ]
 
 console = Console()

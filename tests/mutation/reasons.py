@@ -19,6 +19,11 @@ REASONS: dict[str, str] = {
     "autosp_ir.comm.rules.views._size: placement: WHOLE": "equivalent: a number has no layout",
     "autosp_ir.comm.rules.loss._nll_backward: check removed: not whole(flow)": "equivalent: the kernel refuses the shape first",  # noqa: E501
     "autosp_ir.comm.rules.views._kept_dimension: answer: return Shard(-1)": "equivalent: either is admissible nowhere",
+    "autosp_ir.comm.inference._element: placement: WHOLE": "equivalent: an element without a layout is no tensor",
+    "autosp_ir.comm.rules.loss._tokens: and/or: target.tensor_type.ndim == scores.tensor_type.ndim and target.tensor_type.dtype.is_floating_point": "equivalent: the kernel refuses a target that is only one of both",  # noqa: E501
+    "autosp_ir.comm.rules.loss._nll_backward: comparison: tokens.dim > by_class": "equivalent: a cut of the classes was refused before",  # noqa: E501
+    "autosp_ir.comm.rules.matmul.matmul_labels: comparison: columns > 1 #1": "equivalent: a label behind the others that no operand has",  # noqa: E501
+    "autosp_ir.comm.rules.pointwise._only_in: check removed: not isinstance(ctx.placement(value), Partial)": "equivalent: the partial sum is then another operand, which the next check refuses",  # noqa: E501
     "autosp_ir.comm.rules.base._shown: plus/minus: '(' + ', '.join(('-' if p is None else str(p) for p in outcome)) + ')'": "equivalent: the text of an error alone",  # noqa: E501
     "autosp_ir.comm.rules.base._shown: plus/minus: '(' + ', '.join(('-' if p is None else str(p) for p in outcome))": "equivalent: the text of an error alone",  # noqa: E501
 }

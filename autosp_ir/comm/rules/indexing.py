@@ -232,13 +232,13 @@ def _index_put(ctx: RuleContext) -> Outcome:
         return PARTIAL
     indexed = [i for i, e in enumerate(entries) if isinstance(e, Value)]
     contiguous = indexed == list(range(indexed[0], indexed[-1] + 1))
+    integers = all(i.tensor_type.dtype != torch.bool for i in indices)
     rank = max(i.tensor_type.ndim for i in indices)
-    if adds and contiguous and isinstance(chosen, Shard) and whole(target) and ctx.is_zero(base):
+    if adds and contiguous and integers and isinstance(chosen, Shard) and whole(target) and ctx.is_zero(base):
         # Each rank adds the rows of its own indices into its own copy of zeros.
         expected = Shard(indexed[0] + chosen.dim, chosen.outer)
         if written.tensor_type.ndim == base.tensor_type.ndim - len(indexed) + rank and source == expected:
             return PARTIAL
-    integers = all(i.tensor_type.dtype != torch.bool for i in indices)
     if contiguous and integers and whole(chosen) and isinstance(target, Shard) and target.dim not in indexed:
         # Every rank writes its part of the rows, at the same places.
         shift = rank - len(indexed) if target.dim > indexed[-1] else 0

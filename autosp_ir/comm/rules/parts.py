@@ -53,13 +53,21 @@ def _slice(ctx: RuleContext) -> Outcome:
     dim = ctx.dim(value)
     if full_range(ctx, ctx.placement(value), dim, value.tensor_type.shape[dim]):
         return ctx.placement(value)
-    return off_dimension(ctx, value, dim, "a slice")
+    return _part(ctx, value, dim)
 
 
 @rule("aten.narrow", "aten.narrow_copy")
 def _narrow(ctx: RuleContext) -> Outcome:
     value = ctx.tensors[0]
-    return off_dimension(ctx, value, ctx.dim(value), "a slice")
+    return _part(ctx, value, ctx.dim(value))
+
+
+def _part(ctx: RuleContext, value: Value, dim: int) -> Placement:
+    measured = ctx.local_extents()
+    if measured:
+        # Every rank would keep as much as one rank has, and the same part: no slice of what the whole model keeps.
+        ctx.fail(f"%{measured[0].name} measures a sharded dimension and bounds a slice", "measure it before it is cut")
+    return off_dimension(ctx, value, dim, "a slice")
 
 
 @rule("aten.flip", "aten.roll", "prims.rev")

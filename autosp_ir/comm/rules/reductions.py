@@ -95,9 +95,7 @@ def _mean(ctx: RuleContext) -> Outcome:
 def _nonlinear_reduction(ctx: RuleContext) -> Outcome:
     refuse_partial(ctx)
     value = ctx.tensors[0]
-    has_dim = ctx.node.op.schema is not None and any(a.name == "dim" for a in ctx.node.op.schema.arguments)
-    dims = ctx.dims(value) if has_dim else range(value.tensor_type.ndim)
-    return every(ctx, reduce(ctx, value, dims, bool(ctx.arg("keepdim", False))))
+    return every(ctx, reduce(ctx, value, ctx.dims(value), bool(ctx.arg("keepdim", False))))
 
 
 def along(ctx: RuleContext, value: Value, dims: Iterable[int]) -> Placement:
