@@ -38,9 +38,11 @@ def test_no_rule_makes_a_false_claim(probe: Probe) -> None:
 
 def test_every_rule_has_a_probe() -> None:
     probed = {p.op for p in PROBES} | WITHOUT_PROBE
-    missing = [n for n in RULES if n not in probed and not n.startswith(PREFIXES_WITHOUT_PROBE)]
-    assert not missing
-    assert not [n for n in RULES if not resolvable(n)]
+    # Examples in the documentation register rules of their own.
+    own = [n for n, rule in RULES.items() if rule.__module__.startswith("autosp_ir.")]
+    assert len(own) > 200
+    assert not [n for n in own if n not in probed and not n.startswith(PREFIXES_WITHOUT_PROBE)]
+    assert not [n for n in own if not resolvable(n)]
 
 
 @st.composite
