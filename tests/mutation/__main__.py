@@ -40,6 +40,7 @@ TESTS = [
     "tests/comm/test_layout_rules.py",
     "tests/ir/test_verify.py",
     "tests/comm/test_random_masks.py",
+    "tests/comm/test_uniform.py",
     "tests/comm/test_host_memory.py",
 ]
 
