@@ -161,7 +161,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pipeline", default=None, help="of our modes, in place of the default")
     parser.add_argument("--backend", default=None, help="of our modes, in place of inductor")
     parser.add_argument(
-        "--variant", action="append", default=[], metavar="ours-NAME=PIPELINE", help="adds a mode that runs PIPELINE"
+        "--variant",
+        action="append",
+        default=[],
+        metavar="ours-NAME=PIPELINE",
+        help="adds a mode that runs PIPELINE, or with @RUNG the pipeline that `autosp-ir plan` calls so",
     )
     parser.add_argument("--accuracy", action="store_true", help="compare gradients; alone, unless --modes is given")
     parser.add_argument("--accuracy-seq", type=int, default=8192)

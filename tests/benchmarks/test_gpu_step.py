@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.launch import Outcome, complete, descendants, parse_row, run_child
+from benchmarks.gpu.ours import resolved
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.summary import cells, load, markdown, ratio
 from benchmarks.gpu_step import arguments
@@ -142,6 +143,15 @@ def test_sizes_travel_as_arguments() -> None:
     sizes = Sizes(layers=1, dtype="float32", cap_gib=0.0)
     words = sizes.arguments()
     assert words[words.index("--cap-gib") + 1] == "0.0" and words[words.index("--layers") + 1] == "1"
+
+
+def test_a_variant_may_name_a_pipeline_of_the_plan() -> None:
+    assert resolved(None, 8192, "inductor") is None
+    assert resolved("canonicalize,remat", 8192, "inductor") == "canonicalize,remat"
+    found = resolved("@loss and MLPs in chunks, saved values on the host", 32768, "inductor")
+    assert found is not None and "tile{chunks=4}" in found and "offload{" in found
+    with pytest.raises(ValueError, match="no pipeline called 'lss'; it has 'default', 'loss in chunks"):
+        resolved("@lss", 8192, "inductor")
 
 
 def test_variants_are_modes_and_unknown_modes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
