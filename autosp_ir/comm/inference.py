@@ -168,9 +168,9 @@ def _misplaced(ctx: RuleContext, measured: Sequence[Value], shard: Shard) -> Val
     sizes = next((s for name in _SIZES if isinstance(s := node.arg(name), tuple | list)), ())
     position = shard.dim - (ctx.dim(ctx.tensors[0]) if node.is_op("aten.unflatten.int") else 0)
     places = [sizes[position]] if 0 <= position < len(sizes) else []
-    # The rule of slices judges what bounds them; that of their gradient does so along the cut dimension.
+    # The rule of slices judges where they end; that of their gradient does so along the cut dimension.
     if node.is_op(*_SLICES) or (node.is_op("aten.slice_backward") and ctx.dim(ctx.tensors[0]) == shard.dim):
-        places += [node.arg("start"), node.arg("end")]
+        places.append(node.arg("end"))
     left = list(measured)
     for place in places:
         index = next((i for i, v in enumerate(left) if v is place), None)

@@ -106,6 +106,8 @@ NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1))
         ("aten.cross_entropy_loss", (T((4, 4, 4), Shard(1)), T((4, 4), dtype=I64), None, 2)),
         ("aten.cross_entropy_loss", (T((4, 4, 4), Shard(1)), T((4, 4), Shard(1), I64), None, 2)),
         ("aten.cross_entropy_loss", (T((4, 4)), CUT_IDS, None, 2)),
+        # The probabilities of the classes of one token.
+        ("aten.cross_entropy_loss", (T((4,), Shard(0)), T((4,), Shard(0)), None, 2)),
         ("aten.cross_entropy_loss", (T((4, 4), Shard(0)), IDS, None, 2)),
         ("aten.cross_entropy_loss", (T((4, 4), Shard(0)), CUT_IDS, None, 1)),
         ("aten.cross_entropy_loss", (T((4, 4), Shard(0)), CUT_IDS, T((4,), Shard(0)), 2)),
@@ -410,6 +412,26 @@ def test_a_length_of_what_is_cut_may_be_measured(op: str, args: Callable[[Value]
     x = T((4, 16), Shard(0)).build(b)
     own = b.call("aten.sym_size.int", (x, 0))
     assert b.call(f"aten.{op}", (x, *args(own))).type.layout[SP] == Shard(0)
+
+
+def test_a_dimension_is_split_by_the_length_of_a_shard() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    own = b.call("aten.sym_size.int", (T((4, 2), Shard(0)).build(b), 0))
+    x = T((2, 8), Shard(1)).build(b)
+    assert b.call("aten.unflatten.int", (x, 1, [own, 2])).type.layout[SP] == Shard(1)
+    with pytest.raises(LayoutError, match="is not the length"):
+        b.call("aten.unflatten.int", (T((8, 8), Shard(0)).build(b), 1, [own, 2]))
+
+
+@pytest.mark.parametrize(("op", "sizes"), [("slice.Tensor", False), ("slice_backward", True)])
+def test_a_slice_ends_at_the_whole_model_s_length(op: str, sizes: bool) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = T((4, 16), Shard(0)).build(b)
+    own = b.call("aten.sym_size.int", (x, 0))
+    end = b.call("operator.mul", (own, 2))
+    assert b.call(f"aten.{op}", (x, *([[own, 16]] if sizes else []), 0, 0, end, 1)).type.layout[SP] == Shard(0)
+    with pytest.raises(LayoutError, match="measures a sharded dimension"):
+        b.call(f"aten.{op}", (x, *([[own, 16]] if sizes else []), 1, 0, own, 1))
 
 
 def test_no_length_is_divided_by_zero() -> None:

@@ -21,7 +21,8 @@ def _input(b: air.ProgramBuilder, *shape: int) -> Value:
 
 def _row(b: air.ProgramBuilder) -> Value:
     """A row of four numbers, three times: constant along the first dimension."""
-    return b.aten.expand(_input(b, 1, 4), [3, 4])
+    row: Value = b.aten.expand(_input(b, 1, 4), [3, 4])
+    return row
 
 
 CASES: dict[str, tuple[Build, set[int]]] = {

@@ -10,7 +10,6 @@ REASONS: dict[str, str] = {
     "autosp_ir.comm.rules.indexing._index: dimension: Shard(0)": "equivalent: a fallback that nothing reaches",
     "autosp_ir.comm.rules.indexing._index_put: comparison: target.dim > indexed[-1]": "equivalent: an indexed dimension was excluded before",  # noqa: E501
     "autosp_ir.comm.rules.parts._unbind: comparison: d > removed": "equivalent: the removed dimension was refused before",  # noqa: E501
-    "autosp_ir.comm.rules.loss._class_dim: comparison: scores.tensor_type.ndim > 1": "equivalent: one-dimensional scores that are cut are refused either way",  # noqa: E501
     "autosp_ir.comm.rules.views._size: placement: WHOLE": "equivalent: a number has no layout",
     "autosp_ir.comm.rules.loss._nll_backward: check removed: not whole(flow)": "equivalent: the kernel refuses the shape first",  # noqa: E501
     "autosp_ir.comm.rules.views._kept_dimension: answer: return Shard(-1)": "equivalent: either is admissible nowhere",
@@ -37,4 +36,5 @@ REASONS: dict[str, str] = {
     "autosp_ir.comm.inference._strict: any/all: all((isinstance(p, Invariant) for p in flat(ctx.stored(value))))": "equivalent: only reads of elements take a tuple, and they were placed before",  # noqa: E501
     "autosp_ir.comm.inference._Hints.of: any/all: any((not whole(p) for p in flat(stored)))": "equivalent: differs for tuples only, and rules follow hints for single tensors only",  # noqa: E501
     "autosp_ir.ir.verify.check_signature: comparison: s.kind is InputKind.TANGENT": "equivalent: turned around it forms the same two groups",  # noqa: E501
+    "autosp_ir.comm.inference._check_numbers: any/all: all((isinstance(p, Shard) for p in placements))": "equivalent: no operation of several results takes sizes, so the next check refuses the same",  # noqa: E501
 }
