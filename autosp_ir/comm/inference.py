@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from autosp_ir.comm import rules  # attaches the rules
 from autosp_ir.comm.rules.attention import unresolved_axes
@@ -39,6 +39,8 @@ _NO_RULE = "gather the operand with autosp.all_gather first, or give the operati
 _TO_REPLICATE = "pass it through autosp.invariant_to_replicate first, so that its gradient is summed over the ranks"
 
 
+_SIZES = ("size", "shape", "sizes", "input_sizes")
+_SLICES = ("aten.slice.Tensor", "aten.slice_copy.Tensor")
 _MEASURE_WHOLE = "measure the value before it is cut, or give the result its shard when it is created"
 
 
@@ -110,7 +112,7 @@ def infer_layout(
         return _element(ctx)
     _check_operands(ctx)
     outcome = _outcome(ctx)
-    _check_whole(ctx, outcome)
+    _check_numbers(ctx, outcome)
     if program.stage is not Stage.FORWARD:
         return _each(outcome, lambda p: INVARIANT if whole(p) else p)
     if node.op.name in EXACT:
@@ -137,13 +139,44 @@ def _outcome(ctx: RuleContext) -> Outcome:
     return refuse_unless_whole(ctx, "the operation has no layout rule, so every operand must be whole", _NO_RULE)
 
 
-def _check_whole(ctx: RuleContext, outcome: Outcome) -> None:
-    """Refuse a whole value, or a sum of one, whose extents or numbers are those of one rank's shard."""
-    if not isinstance(ctx.node.result.type, TensorType | TupleType) or any(isinstance(p, Shard) for p in flat(outcome)):
+def _check_numbers(ctx: RuleContext, outcome: Outcome) -> None:
+    """Refuse a result made with one rank's number, unless the number is the length of the result's cut dimension.
+
+    A whole value, or a sum of one, would have extents or numbers of one rank's shard. So would a shard: only along
+    the dimension that is cut does the whole model have another length.
+    """
+    if not isinstance(ctx.node.result.type, TensorType | TupleType):
         return
     measured = ctx.local_extents()
-    if measured:
+    if not measured:
+        return
+    placements = flat(outcome)
+    if not all(isinstance(p, Shard) for p in placements):
         ctx.fail(f"%{measured[0].name} measures a sharded dimension, and the result is not cut", _MEASURE_WHOLE)
+    for shard in placements:
+        if isinstance(shard, Shard) and (wrong := _misplaced(ctx, measured, shard)) is not None:
+            ctx.fail(
+                f"%{wrong.name} measures a sharded dimension and is not the length of the result's dimension "
+                f"{shard.dim}, which is cut",
+                _MEASURE_WHOLE,
+            )
+
+
+def _misplaced(ctx: RuleContext, measured: Sequence[Value], shard: Shard) -> Value | None:
+    """A measured number that is read anywhere but as the length of the cut dimension."""
+    node = ctx.node
+    sizes = next((s for name in _SIZES if isinstance(s := node.arg(name), tuple | list)), ())
+    position = shard.dim - (ctx.dim(ctx.tensors[0]) if node.is_op("aten.unflatten.int") else 0)
+    places = [sizes[position]] if 0 <= position < len(sizes) else []
+    # The rule of slices judges where they end; that of their gradient does so along the cut dimension.
+    if node.is_op(*_SLICES) or (node.is_op("aten.slice_backward") and ctx.dim(ctx.tensors[0]) == shard.dim):
+        places.append(node.arg("end"))
+    left = list(measured)
+    for place in places:
+        index = next((i for i, v in enumerate(left) if v is place), None)
+        if index is not None:
+            del left[index]
+    return left[0] if left else None
 
 
 def _probability_is_zero(ctx: RuleContext) -> bool:

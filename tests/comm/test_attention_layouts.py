@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from autosp_ir.comm.layout import infer_layout
+from autosp_ir.comm.rules.attention import unresolved_axes
 from autosp_ir.errors import LayoutError
 from autosp_ir.ir.graph import Value
 from autosp_ir.ir.program import Stage
-from autosp_ir.ir.types import INVARIANT, PARTIAL, Placement, Shard
+from autosp_ir.ir.types import INVARIANT, PARTIAL, Placement, Shard, TensorType, TupleType
 from autosp_ir.rewrite.builder import ProgramBuilder
 
 SP = "sp"
@@ -19,10 +21,10 @@ SHAPE = (2, 2, 4, 4)
 
 
 class Site:
-    """q, k and v `[2, 2, 4, 4]` (local) of two ranks, placed as asked."""
+    """q, k and v `[2, 2, 4, 4]` (local), placed as asked."""
 
-    def __init__(self, q: Placement, k: Placement, stage: Stage = Stage.JOINT) -> None:
-        self.b = ProgramBuilder(mesh={SP: 2}, stage=stage)
+    def __init__(self, q: Placement, k: Placement, stage: Stage = Stage.JOINT, ranks: int = 2) -> None:
+        self.b = ProgramBuilder(mesh={SP: ranks}, stage=stage)
         self.q, self.k, self.v = (self.value(p, SHAPE) for p in (q, k, k))
 
     def value(self, placement: Placement, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Value:
@@ -225,3 +227,82 @@ def test_dropout_of_torch_s_attention_is_refused_on_a_shard() -> None:
     x = b.input("x", (2, 2, 4, 4), torch.float64, layout={SP: HEADS})
     with pytest.raises(LayoutError, match="dropout"):
         b.aten.scaled_dot_product_attention(x, x, x, None, 0.5)
+
+
+@pytest.mark.parametrize("pair", [(INVARIANT, HEADS), (HEADS, INVARIANT)])
+def test_torch_s_attention_of_three_dimensions_takes_no_shard_among_whole_values(
+    pair: tuple[Placement, Placement],
+) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    q, k = (b.input(f"x{i}", (2, 4, 4), torch.float64, layout={SP: p}) for i, p in enumerate(pair))
+    with pytest.raises(LayoutError, match="keeps a shard"):
+        b.aten.scaled_dot_product_attention(q, k, k)
+
+
+def test_one_rank_draws_the_mask_of_torch_s_attention_and_knows_where_its_tokens_stand() -> None:
+    b = ProgramBuilder(mesh={SP: 1}, stage=Stage.JOINT)
+    x = b.input("x", SHAPE, torch.float64)
+    assert b.aten.scaled_dot_product_attention(x, x, x, None, 0.5).type.layout[SP] == INVARIANT
+    assert Site(TOKENS, INVARIANT, ranks=1).attention(causal=True) == TOKENS
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "axis", "expected"),
+    [
+        (TOKENS, TOKENS, None, [SP]),
+        (TOKENS, TOKENS, SP, []),
+        (INVARIANT, INVARIANT, None, []),
+        (INVARIANT, TOKENS, None, [SP]),
+        (TOKENS, INVARIANT, None, [SP]),
+    ],
+)
+def test_attention_is_resolved_by_whole_keys_and_values(
+    k: Placement, v: Placement, axis: str | None, expected: list[str]
+) -> None:
+    site = Site(TOKENS, INVARIANT, Stage.FORWARD)
+    operands = (site.q, site.value(k, SHAPE), site.value(v, SHAPE))
+    assert unresolved_axes(site.b.program.graph.create("autosp.attention", operands, {"local_axis": axis})) == expected
+
+
+def _gradients(site: Site, dout: Value, dlse: Value | None) -> Any:
+    """Where the gradients are; no kernel looks at the shapes."""
+    like = site.q.tensor_type.layout[SP]
+    out, lse = site.value(like, SHAPE), site.value(like, SHAPE[:3])
+    operands = (dout, dlse, site.q, site.k, site.v, None, None, out, lse)
+    kind = TupleType(tuple(TensorType(SHAPE, torch.float64) for _ in range(3)))
+    made = site.b.program.graph.create("autosp.attention_backward", operands, type=kind)
+    return infer_layout(made, site.b.program, SP)
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "accepted"), [(3, 2, True), (3, 4, False), (4, 2, True), (4, 4, False), (4, 1, False)]
+)
+def test_an_absent_gradient_is_as_long_as_a_shard(length: int, heads: int, accepted: bool) -> None:
+    site = Site(HEADS, HEADS)
+    zeros = site.b.aten.zeros([2, heads, 4, 4][:length], dtype=torch.float64)
+    given = (zeros, None) if length == 4 else (site.value(HEADS, SHAPE), zeros)
+    if accepted:
+        assert _gradients(site, *given) == (HEADS, HEADS, HEADS)
+        return
+    with pytest.raises(LayoutError, match="other operands are"):
+        _gradients(site, *given)
+
+
+def test_a_partial_gradient_meets_zeros_and_no_other_whole_one() -> None:
+    site = Site(INVARIANT, INVARIANT)
+    dout = site.value(PARTIAL, SHAPE)
+    zeros = site.b.aten.zeros([2, 2, 4], dtype=torch.float64)
+    assert _gradients(site, dout, zeros) == (PARTIAL, PARTIAL, PARTIAL)
+    with pytest.raises(LayoutError, match="once per rank"):
+        _gradients(site, dout, site.value(INVARIANT, SHAPE[:3]))
+
+
+@pytest.mark.parametrize("cut", [BATCH, HEADS])
+def test_a_learned_bias_that_is_constant_along_the_cut_has_no_gradient_of_its_length(cut: Shard) -> None:
+    # The masks may be constant there; how often the gradient of one counts is not known.
+    site = Site(cut, cut)
+    shape = [1 if d == cut.dim else n for d, n in enumerate(SHAPE)]
+    bias = site.b.aten.expand(site.value(INVARIANT, tuple(shape)), list(SHAPE))
+    assert site.attention(bias=bias) == cut
+    with pytest.raises(LayoutError, match="the learned bias"):
+        site.bias_gradient(bias)

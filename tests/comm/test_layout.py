@@ -276,6 +276,34 @@ def test_an_expanded_gradient_takes_the_shard_of_the_forward_operand() -> None:
     assert product.type.layout[SP] == Shard(1)
 
 
+@pytest.mark.parametrize("known_by", ["number", "partner"])
+def test_an_expanded_gradient_is_placed_like_a_value_of_its_shape(known_by: str) -> None:
+    b = joint()
+
+    def source(shape: tuple[int, ...], placement: Placement) -> Value:
+        made = value_of(b, shape, placement)
+        made.producer.op = OpDef("test.source", None, "call_function", layout_rule=lambda ctx: placement)
+        return made
+
+    x, wide, other, g = (
+        source(*s) for s in (((2, 4), Shard(1)), ((2, 4, 8), Shard(0)), ((2, 4), Shard(0)), ((), INVARIANT))
+    )
+    # Of what the forward node reads one has the shape; what stands behind differentiation tells nothing.
+    forward = b.aten.sum(x)
+    forward.producer.op = OpDef("test.pair", None, "call_function", layout_rule=lambda ctx: PARTIAL)
+    forward.producer.set_args((x, wide), {})
+    with b.phase("backward"):
+        earlier = b.call("aten.clone", (other,))
+        spread = b.call("aten.expand", (g, [2, 4]), layout={})
+        if known_by == "partner":
+            b.call("aten.mul.Tensor", (spread, x), layout={})
+    if known_by == "number":
+        for made in (forward, earlier, spread):
+            made.producer.meta["seq_nr"] = 7
+    infer_layouts(b.program)
+    assert spread.type.layout[SP] == Shard(1)
+
+
 def test_an_expanded_gradient_that_nothing_tells_the_length_of_is_refused() -> None:
     b = joint()
     g = value_of(b, (), INVARIANT)
@@ -442,7 +470,8 @@ def test_who_starts_an_exchange_says_where_the_ranks_stand() -> None:
     for hint in (Shard(1), Shard(2), Shard(3), Shard(0, 2)):
         exchanged = ("_c10d_functional.all_to_all_single", blocks, [1, 1], [1, 1], SP)
         assert asked(b, *exchanged, shape=(2, 3, 4, 6), hint=hint) == hint
-    assert asked(b, *exchanged, shape=(2, 3, 4, 6), hint=Shard(0)) == Shard(1)
+    for impossible in (Shard(0), Shard(4)):
+        assert asked(b, *exchanged, shape=(2, 3, 4, 6), hint=impossible) == Shard(1)
 
 
 def test_an_axis_of_one_rank_says_nothing_once_its_collectives_are_erased() -> None:

@@ -120,6 +120,41 @@ def test_what_is_expanded_like_a_shard_must_not_be_whole_there(shape: tuple[int,
         b.call("aten.expand_as", (x, like))
 
 
+@pytest.mark.parametrize("made", ["number", "nothing"])
+def test_an_output_without_a_layout_is_complete(made: str) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 4), F64)
+    b.output(y=b.call("aten.sym_size.int", (x, 0)) if made == "number" else x)
+    program = b.build()
+    if made == "nothing":
+        program.graph.output_node.set_args(((None,),))
+    check_layouts(program)
+
+
+def test_a_number_of_a_replicated_value_is_no_replicated_number() -> None:
+    b = ProgramBuilder(mesh={SP: 2})
+    w = b.autosp.invariant_to_replicate(b.parameter("w", (4, 4), F64), SP, 2)
+    b.call("aten.sym_size.int", (w, 0))
+    b.output(y=b.input("x", (4,), F64))
+    check_layouts(b.build())
+
+
+def test_what_a_program_returns_is_no_value_of_its_own() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 4), F64, layout={SP: Shard(0)})
+    b.output(y=x)
+    assert infer_layout(b.build().graph.output_node, b.program, SP) == INVARIANT
+
+
+def test_a_parameter_needs_its_gradient_summed_where_one_of_several_results_is_cut() -> None:
+    b = ProgramBuilder(mesh={SP: 2})
+    scores = b.autosp.shard(b.input("x", (8, 4), F64), 0, SP, 2)
+    target = b.autosp.shard(b.input("t", (8,), torch.int64), 0, SP, 2)
+    weight = b.parameter("w", (4,), F64)
+    with pytest.raises(LayoutError, match="%w is Invariant, needs a gradient"):
+        b.call("aten.nll_loss_forward", (scores, target, weight, 0, -100))
+
+
 def test_a_rule_is_given_to_an_operation_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "RULES", {})
     for name in ("mine.softcap", "autosp.al_reduce"):

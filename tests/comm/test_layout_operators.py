@@ -179,5 +179,7 @@ def test_whole_chunks_are_joined_to_a_whole() -> None:
 def test_a_rank_s_own_index_has_no_layout_where_there_are_ranks() -> None:
     with pytest.raises(LayoutError, match="no layout"):
         builder(Stage.FORWARD).call("autosp.axis_index", (SP, 2))
+    with pytest.raises(LayoutError, match="no layout"):
+        ProgramBuilder(mesh={SP: 2}).call("autosp.axis_index", (SP, 2))
     alone = ProgramBuilder(mesh={SP: 1})
     assert layouts(alone.call("autosp.axis_index", (SP, 2)), SP) == [INVARIANT]

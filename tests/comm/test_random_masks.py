@@ -124,6 +124,16 @@ def test_a_mask_of_ones_own_needs_a_rank_and_no_dense_model(own: dict[str, Any])
         masked(**own)
 
 
+@pytest.mark.parametrize(("length", "cut"), [(1, False), (2, False), (4, True)])
+def test_a_rank_s_index_is_one_number_of_a_cut_value(length: int, cut: bool) -> None:
+    b = air.ProgramBuilder(mesh={"sp": 2})
+    state = b.autosp.random_state(None, [12, 4], 0.5, "per_rank", **CPU)
+    numbers = b.aten.arange(length, dtype=torch.int64, device=CPU["device"])
+    where = {"index": b.autosp.shard(numbers, 0, "sp", 2) if cut else numbers, "axis": "sp", "dim": 0}
+    with pytest.raises(air.LayoutError, match="does not say which rank this is"):
+        b.autosp.keep_mask(state, [12, 4], 0.5, "per_rank", **CPU, **where)
+
+
 def test_a_state_is_the_same_everywhere_and_a_mask_in_blocks_is_cut_in_blocks() -> None:
     b = air.ProgramBuilder(mesh={"sp": 2})
     state = b.autosp.random_state(None, [12, 4], 0.5, "per_rank", **CPU)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sympy
 import torch
 
 from autosp_ir.comm.layout import infer_layout
+from autosp_ir.comm.rules.base import quotient
 from autosp_ir.errors import LayoutError
 from autosp_ir.ir.graph import Value
 from autosp_ir.ir.program import Stage
@@ -103,6 +106,8 @@ NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1))
         ("aten.cross_entropy_loss", (T((4, 4, 4), Shard(1)), T((4, 4), dtype=I64), None, 2)),
         ("aten.cross_entropy_loss", (T((4, 4, 4), Shard(1)), T((4, 4), Shard(1), I64), None, 2)),
         ("aten.cross_entropy_loss", (T((4, 4)), CUT_IDS, None, 2)),
+        # The probabilities of the classes of one token.
+        ("aten.cross_entropy_loss", (T((4,), Shard(0)), T((4,), Shard(0)), None, 2)),
         ("aten.cross_entropy_loss", (T((4, 4), Shard(0)), IDS, None, 2)),
         ("aten.cross_entropy_loss", (T((4, 4), Shard(0)), CUT_IDS, None, 1)),
         ("aten.cross_entropy_loss", (T((4, 4), Shard(0)), CUT_IDS, T((4,), Shard(0)), 2)),
@@ -132,6 +137,10 @@ NORM_OF_CUT_FEATURES = (T((4, 4), Shard(1)), T((4, 4), Shard(1)), [4], T((4, 1))
         ("aten.view", (T((1, 1, 4), Shard(1)), [1, 4])),
         ("aten.einsum", ("ab,bc,cd->ad", [T((4, 4), Shard(0)), T((4, 4)), T((4, 4))])),
         ("aten.einsum", ("ab,bc", [T((4, 4), Shard(0)), T((4, 4))])),
+        ("aten.einsum", ("aa,bc->abc", [T((4, 4), Shard(0)), T((4, 4))])),
+        ("aten.addmm", (T((4,)), T((4, 4)), T((4, 4), Shard(1)))),
+        ("aten.repeat", (T((4, 4), Shard(0)), [2, 1])),
+        ("aten.view_as_complex", (T((4, 2), Shard(1)),)),
     ],
     ids=str,
 )
@@ -154,6 +163,10 @@ def test_refused(op: str, args: tuple[Any, ...]) -> None:
         ("aten.unflatten.int", (T((2, 4, 6), Shard(1, 2)), 1, [2, 2]), Shard(2)),
         ("aten.unflatten.int", (T((2, 8, 2), Shard(1, 4)), 1, [2, 4]), Shard(2, 2)),
         ("aten.unbind.int", (T((2, 4), Shard(1)), 0), Shard(0)),
+        ("aten.flatten.using_ints", (T((2, 2, 2, 4), Shard(3)), 1, 2), Shard(2)),
+        ("aten.tile", (T((4, 4), Shard(0)), [2]), Shard(0)),
+        ("aten.addmm", (T((4,), zeros=True), T((4, 4)), T((4, 4), Shard(1))), Shard(1)),
+        ("_c10d_functional.all_to_all_single", (T((2,), Shard(0, 2)), [1, 1], [1, 1], SP), Shard(0, 2)),
         ("aten.unbind.int", (T((2, 4), Shard(0)), 1), Shard(0)),
         ("aten.mm", (T((4, 4), Shard(1)), T((4, 4), zeros=True)), PARTIAL),
         ("aten.index_add", (T((4, 4), Shard(1)), 0, IDS, T((4, 4), zeros=True)), Shard(1)),
@@ -315,6 +328,138 @@ def test_dropout_on_one_rank_is_of_whole_values(placement: Placement) -> None:
     assert b.aten.dropout(T((4, 4)).build(b), 0.5, True).type.layout[SP] == INVARIANT
     with pytest.raises(LayoutError, match="draws other numbers on a shard"):
         b.aten.dropout(T((4, 4), placement).build(b), 0.5, True)
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        # No kernel runs these, and no rule relies on that.
+        ("aten.embedding_dense_backward", (T((8, 4), zeros=True), CUT_IDS, 8, -1, False)),
+        ("aten.embedding_dense_backward", (T((), zeros=True), CUT_IDS, 8, -1, False)),
+        ("aten.index_add", (T((4, 4), Shard(1)), 0, IDS, T((4, 8), zeros=True))),
+        ("aten.index_add", (T((4, 4), Shard(1)), 0, IDS, T((4,), zeros=True))),
+        ("autosp.shard", (T((3, 4)), 0, SP, 2)),
+        ("autosp.shard", (T(()), 0, SP, 2)),
+        ("autosp.reduce_scatter", (T((4, 3), PARTIAL), 1, SP, 2)),
+        ("autosp.all_to_all", (T((4, 3), Shard(0)), 1, 0, SP, 2)),
+    ],
+    ids=str,
+)
+def test_operands_that_do_not_fit_are_refused_by_the_rule_too(op: str, args: tuple[Any, ...]) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    made = b.program.graph.create(op, tuple(a.build(b) if isinstance(a, T) else a for a in args))
+    with pytest.raises(LayoutError):
+        infer_layout(made, b.program, SP)
+
+
+def test_the_gradient_of_a_slice_of_a_length_that_is_a_value() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    columns = b.call("aten.sym_size.int", (b.input("w", (4, 6), F64), 1))
+    sliced = T((4, 2), Shard(0)).build(b)
+    assert b.call("aten.slice_backward", (sliced, [4, columns], 1, 0, 2, 1)).type.layout[SP] == Shard(0)
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        ("repeat_interleave.self_int", lambda own: (own, 1)),
+        ("constant_pad_nd", lambda own: ([0, own],)),
+        ("topk", lambda own: (own, 1)),
+        ("roll", lambda own: ([own], [1])),
+        ("repeat", lambda own: ([1, own],)),
+        ("split.Tensor", lambda own: (own, 1)),
+        ("select.int", lambda own: (1, own)),
+        ("view", lambda own: ([4, own, 4],)),
+        ("unflatten.int", lambda own: (1, [own, 4])),
+    ],
+)
+def test_a_number_that_measures_a_shard_is_a_length_of_what_is_cut_and_nothing_else(
+    op: str, args: Callable[[Value], tuple[Any, ...]]
+) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = T((4, 16), Shard(0)).build(b)
+    own = b.call("aten.sym_size.int", (x, 0))
+    with pytest.raises(LayoutError, match="measures a sharded dimension and is not the length"):
+        b.call(f"aten.{op}", (x, *args(own)))
+
+
+def test_what_is_made_with_a_shard_s_length_is_cut_in_one_dimension() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = T((4, 4), Shard(0)).build(b)
+    own, other = (b.call("aten.sym_size.int", (x, d)) for d in range(2))
+    for sizes, dim in (([own, other], 0), ([other, own], 1)):
+        made = b.program.graph.create("aten.new_ones", (x, sizes), type=TensorType((4, 4), F64))
+        assert infer_layout(made, b.program, SP, hint=Shard(dim)) == Shard(dim)
+        with pytest.raises(LayoutError, match="is not the length"):
+            infer_layout(made, b.program, SP, hint=Shard(1 - dim))
+    square = b.program.graph.create("aten.new_ones", (x, [own, own]), type=TensorType((4, 4), F64))
+    with pytest.raises(LayoutError, match="is not the length"):
+        infer_layout(square, b.program, SP, hint=Shard(0))
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        ("view", lambda own: ([own, 4, 4],)),
+        ("view", lambda own: ([own, -1],)),
+        ("slice.Tensor", lambda own: (0, 0, None)),
+        ("slice_backward", lambda own: ([own, 32], 1, 0, 16, 1)),
+        ("select_backward", lambda own: ([own, 3, 16], 1, 0)),
+    ],
+)
+def test_a_length_of_what_is_cut_may_be_measured(op: str, args: Callable[[Value], tuple[Any, ...]]) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = T((4, 16), Shard(0)).build(b)
+    own = b.call("aten.sym_size.int", (x, 0))
+    assert b.call(f"aten.{op}", (x, *args(own))).type.layout[SP] == Shard(0)
+
+
+def test_a_dimension_is_split_by_the_length_of_a_shard() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    own = b.call("aten.sym_size.int", (T((4, 2), Shard(0)).build(b), 0))
+    x = T((2, 8), Shard(1)).build(b)
+    assert b.call("aten.unflatten.int", (x, 1, [own, 2])).type.layout[SP] == Shard(1)
+    with pytest.raises(LayoutError, match="is not the length"):
+        b.call("aten.unflatten.int", (T((8, 8), Shard(0)).build(b), 1, [own, 2]))
+
+
+@pytest.mark.parametrize(("op", "sizes"), [("slice.Tensor", False), ("slice_backward", True)])
+def test_a_slice_ends_at_the_whole_model_s_length(op: str, sizes: bool) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = T((4, 16), Shard(0)).build(b)
+    own = b.call("aten.sym_size.int", (x, 0))
+    end = b.call("operator.mul", (own, 2))
+    assert b.call(f"aten.{op}", (x, *([[own, 16]] if sizes else []), 0, 0, end, 1)).type.layout[SP] == Shard(0)
+    with pytest.raises(LayoutError, match="measures a sharded dimension"):
+        b.call(f"aten.{op}", (x, *([[own, 16]] if sizes else []), 1, 0, own, 1))
+
+
+def test_no_length_is_divided_by_zero() -> None:
+    s = sympy.Symbol("s", integer=True, positive=True)
+    assert [quotient(total, 0) for total in (4, 0, s)] == [None] * 3
+    assert (quotient(2 * s, 2), quotient(2 * s, s), quotient(s, 2), quotient(4, s)) == (s, 2, None, None)
+    assert type(quotient(sympy.Integer(4), 2)) is int, "an extent without symbols is a plain number"
+
+
+def test_an_expansion_is_placed_by_the_number_of_its_sizes() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    untyped = b.program.graph.create("aten.expand", (T((4, 4), Shard(0)).build(b), [2, 4, 4]))
+    assert infer_layout(untyped, b.program, SP) == Shard(1)
+
+
+def test_what_one_rank_draws_is_whole_and_what_is_never_drawn_is_too() -> None:
+    for size, p in ((1, 0.5), (2, 0.0)):
+        b = ProgramBuilder(mesh={SP: size}, stage=Stage.JOINT)
+        assert b.aten.bernoulli.p(T((4, 4)).build(b), p).type.layout[SP] == INVARIANT
+
+
+def test_a_slice_to_an_end_that_no_length_reaches() -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    tokens = sympy.Symbol("s", integer=True, positive=True)
+    kind = TensorType((4, tokens), F64).on_axis(SP, Shard(1))
+    x = b.program.graph.create("placeholder", ("x",), type=kind).result
+    every = b.program.graph.create("aten.slice.Tensor", (x, 1, 0, 2**62), type=kind)
+    assert infer_layout(every, b.program, SP) == Shard(1)
 
 
 def test_a_view_of_a_shard_is_placed_by_its_shape_alone() -> None:

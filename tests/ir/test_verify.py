@@ -413,6 +413,18 @@ class TestCollectives:
         node(graph, "hop.cond", TupleType((tensor(),)), test, body, body, operands, name="cond")
         broken(program, "%cond branches on the rank, and the branch %branch holds collectives")
 
+    def test_a_loop_over_a_collective_depends_on_the_rank_in_none_of_its_operands(self) -> None:
+        program, _, _ = lowered()
+        graph = program.graph
+        program.attrs["body"] = lowered()[0].graph
+        rank = node(graph, "autosp.axis_index", tensor(dtype=torch.int64), "sp", 2)
+        body = node(graph, "get_attr", ObjectType("Graph"), "body", name="body")
+        loop = graph.create("hop.while_loop", (body, body, (graph.value("x"),)), type=TupleType((tensor(2, 6, 4),)))
+        check_same_on_every_rank(program)
+        loop.set_args((body, body, (graph.value("x"), rank)), {})
+        with pytest.raises(VerifyError, match="branches on the rank"):
+            check_same_on_every_rank(program)
+
 
 # Registered checks ---------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import sympy
 import torch
 
 from autosp_ir.errors import VerifyError
-from autosp_ir.ir.graph import Graph
-from autosp_ir.ir.program import Program
+from autosp_ir.ir.graph import Graph, Phase
+from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Stage
 from autosp_ir.ir.types import ObjectType, ScalarType, TensorType, TupleType
+from autosp_ir.ir.verify import check_effects, check_signature, check_structure
 from autosp_ir.ir.verify_types import same_type
 from autosp_ir.rewrite.builder import ProgramBuilder
 
@@ -70,6 +72,71 @@ def test_scalars_of_one_kind_and_expression_are_one_type() -> None:
     assert same_type(ScalarType("int", 3), ScalarType("int", None))
     assert not same_type(ScalarType("int", 3), ScalarType("int", 4))
     assert not same_type(ScalarType("float", None), ScalarType("int", None))
+
+
+def test_pairs_are_one_type_where_each_element_is() -> None:
+    four, five = TensorType((4,), F64), TensorType((5,), F64)
+    assert same_type(TupleType((four, five)), TupleType((four, five)))
+    assert not same_type(TupleType((four, five)), TupleType((four, four)))
+    assert not same_type(TupleType((four,)), four)
+    assert not same_type(four, TupleType((four,)))
+
+
+def test_a_comparison_is_no_number() -> None:
+    s = sympy.Symbol("s", integer=True, positive=True)
+    truth, number = ScalarType("bool", s < 3), ScalarType("bool", s)
+    assert same_type(truth, truth)
+    assert not same_type(truth, number)
+    assert not same_type(number, truth)
+
+
+@pytest.mark.parametrize("index", [0, -1, (slice(0, 2),), slice(0, 2)], ids=str)
+def test_brackets_behind_a_tensor_or_around_a_slice_are_no_number_of_an_element(index: object) -> None:
+    b = ProgramBuilder()
+    x = b.input("x", (4, 4), F64)
+    b.output(y=b.call("operator.getitem", (x, index)))
+    b.build().verify()
+
+
+@pytest.mark.parametrize("index", [0, 1, -1, -2])
+def test_an_element_may_be_counted_from_behind(index: int) -> None:
+    b = ProgramBuilder()
+    first, _ = b.call("aten.split.Tensor", (b.input("x", (4,), F64), 2))
+    b.output(y=first)
+    program = b.build()
+    first.producer.set_args((first.producer.operands[0], index), {})
+    program.verify()
+
+
+def test_the_first_of_two_values_is_not_called_like_the_second() -> None:
+    program = two_inputs()
+    first, second = program.graph.inputs
+    first.result.name = second.result.name
+    with pytest.raises(VerifyError, match="two values are called %y"):
+        check_structure(program.graph)
+
+
+def test_a_mutation_is_of_a_buffer() -> None:
+    program = two_inputs()
+    program.signature.inputs[0] = replace(program.signature.inputs[0], kind=InputKind.BUFFER)
+    program.signature.outputs[0] = OutputSpec("x", OutputKind.BUFFER_MUTATION, "x")
+    check_signature(program)
+    program.signature.outputs[0] = OutputSpec("y", OutputKind.BUFFER_MUTATION, "y")
+    with pytest.raises(VerifyError, match="is the mutation of 'y', which is no input"):
+        check_signature(program)
+
+
+@pytest.mark.parametrize("phase", [Phase.RECOMPUTE, Phase.BACKWARD])
+def test_what_nothing_has_overwritten_is_recomputed_and_the_backward_reads_what_is_there(phase: Phase) -> None:
+    b = ProgramBuilder(stage=Stage.JOINT)
+    x = b.input("x", (4,), F64)
+    y = b.aten.neg(x)
+    if phase is Phase.BACKWARD:
+        b.call("aten.add_.Tensor", (y, 1))
+    with b.phase(phase):
+        again = b.aten.add.Tensor(x, y)
+    b.output(y=again)
+    check_effects(b.program)
 
 
 def test_what_is_made_from_nothing_has_the_type_it_is_made_with() -> None:

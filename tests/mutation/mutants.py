@@ -93,11 +93,15 @@ def applied(mutant: Mutant) -> Iterator[None]:
     for name, placement in _NAMES.items():
         module.__dict__.setdefault(name, placement)
     before = target.__code__
+    # What a cache has kept is the answer of the function as it was.
+    forget = _cache_of(module, mutant.function)
     target.__code__ = broken
+    forget()
     try:
         yield
     finally:
         target.__code__ = before
+        forget()
 
 
 def function_of(module: ModuleType, qualified: str) -> FunctionType:
@@ -110,6 +114,15 @@ def function_of(module: ModuleType, qualified: str) -> FunctionType:
     if not isinstance(plain, FunctionType):
         raise TypeError(f"{qualified} is no plain function")
     return plain
+
+
+def _cache_of(module: ModuleType, qualified: str) -> Callable[[], object]:
+    """Clears what `functools.lru_cache` keeps of a function; does nothing for one without a cache."""
+    found: Any = module
+    for part in qualified.split("."):
+        found = inspect.getattr_static(found, part)
+    clear: Callable[[], object] = getattr(found, "cache_clear", lambda: None)
+    return clear
 
 
 def _tree(module: str) -> ast.Module:

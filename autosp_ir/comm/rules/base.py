@@ -60,8 +60,10 @@ def product(extents: Iterable[Dim]) -> Dim:
 
 def quotient(total: Dim, part: Dim) -> Dim | None:
     """`total / part` if it is a whole number for every value of the symbols, else None."""
+    if part == 0:
+        return None
     if isinstance(total, int) and isinstance(part, int):
-        return total // part if part and total % part == 0 else None
+        return total // part if total % part == 0 else None
     return 1 if part == total else _symbolic_quotient(total, part)
 
 
