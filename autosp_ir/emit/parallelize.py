@@ -16,6 +16,7 @@ from autosp_ir._torch_compat import exact_autocast
 from autosp_ir.analysis.hardware import this_device, this_link
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
+from autosp_ir.comm.host_memory import refuse_on_cuda
 from autosp_ir.comm.layout import check_emittable
 from autosp_ir.emit.binding import bind_mesh
 from autosp_ir.emit.hooks import own_hooks_aside, refuse_own_hooks
@@ -88,6 +89,7 @@ def make_runner(
     """Emit a program and bind it to the running process groups; see `emit` and `parallelize`."""
     _check_backend(backend)
     check_emittable(program)
+    refuse_on_cuda(program)
     ready = program
     if backend != "eager" and program.stage is not Stage.LOWERED:
         ready = finish(program)
