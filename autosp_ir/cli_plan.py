@@ -35,7 +35,10 @@ def plan(
         str, typer.Option("--link", help="What connects them: nvlink4, nvlink3, pcie or network-400g.")
     ] = "nvlink4",
     host_memory: Annotated[
-        float, typer.Option("--host-memory", min=0, help="GiB of host memory that each rank may pin; 0 for none.")
+        float,
+        typer.Option(
+            "--host-memory", min=0, help="GiB of host memory that each rank may pin; CUDA refuses it for now."
+        ),
     ] = 0.0,
     backend: Annotated[str, typer.Option("--backend", help="inductor or aot_eager.")] = "inductor",
     picture: Annotated[
