@@ -94,19 +94,36 @@ def _stream(device: torch.device, direction: str) -> torch.cuda.Stream:
 
 def _copy(source: Tensor, target: Tensor, device: torch.device, direction: str) -> Tensor:
     """Start copying `source` to `target`, one of which is on the CUDA `device`, on its stream of that direction."""
+    staged = _staged(source, target)
     with _lock:
         stream = _stream(device, direction)
         # The source is being computed, and the target's memory may still be in use, by what is queued now.
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            target.copy_(source, non_blocking=True)
+            target.copy_(staged, non_blocking=True)
             done = stream.record_event()
         # Copies whose wait never came, such as those of a step that failed.
         for address, copy in _running.items():
             if copy.tensors and copy.done is not None and copy.done.query():
                 _running[address] = copy._replace(tensors=())
-        _running[_address(target)] = _Copy(done, source.data_ptr(), (source, target))
+        _running[_address(target)] = _Copy(done, source.data_ptr(), (staged, target))
     return target
+
+
+def _staged(source: Tensor, target: Tensor) -> Tensor:
+    """The source in the strides of the target.
+
+    Torch copies between other strides through memory that is not pinned, and reads that without waiting for the device.
+    """
+    if source.stride() == target.stride():
+        return source
+    if not source.is_cuda:
+        # What fills it may still be on its way.
+        torch.cuda.current_stream(target.device).synchronize()
+    staged = torch.empty_strided(
+        target.shape, target.stride(), dtype=source.dtype, device=source.device, pin_memory=not source.is_cuda
+    )
+    return staged.copy_(source)
 
 
 def _plainly(source: Tensor, target: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -39,6 +40,20 @@ def test_a_copy_waits_for_its_value_and_comes_back_whole() -> None:
         coming = operators.reload(host, device=torch.device("cuda"))
         back = operators.wait_copy(coming, host)
         assert torch.equal(back, torch.full((_BIG,), float(seed), device="cuda"))
+
+
+@pytest.mark.parametrize(
+    "view", [lambda x: x[:, ::2], lambda x: x[:, :1000], lambda x: x.t()[::3], lambda x: x[:1].expand(512, -1)]
+)
+def test_any_strides_come_back(view: Callable[[Tensor], Tensor]) -> None:
+    """Torch copies between different strides through memory that it does not wait for."""
+    for seed in range(5):
+        busy = work()
+        whole = torch.full((4096, 4096), float(seed), device="cuda") + 0 * busy
+        x = view(whole)
+        host = operators.wait_copy(operators.offload(x), x)
+        back = operators.wait_copy(operators.reload(host, device=torch.device("cuda")), host)
+        assert back.shape == x.shape and bool((back == seed).all())
 
 
 def test_memory_is_not_reused_under_a_running_copy() -> None:
