@@ -15,7 +15,7 @@ from autosp_ir._torch_compat import (
     trace_decomposed,
     write_in_place,
 )
-from autosp_ir.comm.host_memory import on_host
+from autosp_ir.comm.host_memory import name_strides, on_host
 from autosp_ir.emit.boxed import StepGraphs
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint
@@ -68,6 +68,7 @@ def _traced(program: Program, strides: dict[str, tuple[int, ...] | None]) -> tup
     traced = trace_decomposed(graph, inputs, program.fake_mode)
     products = torch.ops.autosp
     write_in_place(traced.graph, products.addmm_float32.default, products.addmm_float32_.default, "total")
+    name_strides(traced.graph)
     return traced, inputs
 
 

@@ -13,6 +13,7 @@ from autosp_ir._torch_compat import new_fake_mode
 from autosp_ir.analysis.cost import DEVICES, HOST_LINKS, LINKS, cost_of
 from autosp_ir.analysis.fused import Fusion, fused_liveness
 from autosp_ir.analysis.timeline import Durations, durations, run
+from autosp_ir.comm import host_memory
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.types import INVARIANT, PARTIAL, Placement, Shard
 from autosp_ir.testing.memory import StorageTracker
@@ -43,11 +44,32 @@ def test_types_are_those_of_a_device_without_the_device() -> None:
 def test_a_wait_for_another_source_is_refused() -> None:
     """A compiler that copies the operand once for the start and once for the wait keeps the wrong one alive."""
     x = torch.randn(3, 4)
-    for started in (operators.offload(x), operators.reload(x, device=x.device)):
+    host = operators.wait_copy(operators.offload(x), x)
+    for started in (operators.offload(x), operators.reload(host, device=x.device)):
         with pytest.raises(air.UnsupportedError, match="another source"):
             operators.wait_copy(started, x.clone())
     with pytest.raises(air.UnsupportedError, match="another source"):
         operators.wait_copy(operators.offload(x).clone(), x)
+
+
+def test_what_was_not_offloaded_is_not_reloaded() -> None:
+    """A compiler that gives host memory other strides has it copied by the host, which does not wait for the device."""
+    x = torch.randn(3, 4)
+    host = operators.wait_copy(operators.offload(x), x)
+    with pytest.raises(air.UnsupportedError, match="was not offloaded"):
+        operators.reload(host.t().contiguous(), device=x.device)
+    address = host.data_ptr()
+    assert address in host_memory._at_rest
+    del host
+    assert address not in host_memory._at_rest
+
+
+def test_strides_that_are_asked_for() -> None:
+    x = torch.randn(3, 4)
+    host = operators.wait_copy(operators.offload(x, stride=(1, 3)), x)
+    assert torch.equal(host, x) and host.stride() == (1, 3)
+    with new_fake_mode():
+        assert operators.offload(torch.empty(3, 4), stride=(1, 3)).stride() == (1, 3)
 
 
 def test_nothing_is_copied_too() -> None:

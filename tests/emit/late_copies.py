@@ -17,23 +17,33 @@ _POISON = float("nan")
 def late_copies() -> Iterator[list[int]]:
     """Inside, a copy reads its source only when it is awaited, and is not a number until then.
 
+    A wait holds up the device alone. So what was copied to host memory stays no number for the host until the copy back
+    begins, which a GPU does behind it.
+
     Yields:
         The bytes of each copy, as they are awaited.
     """
     begin, finish = host_memory._plainly, host_memory._alias
-    pending: dict[int, tuple[Tensor, Tensor]] = {}
+    pending: dict[int, tuple[Tensor, Tensor, bool]] = {}
+    landing: dict[int, tuple[Tensor, Tensor]] = {}
     awaited: list[int] = []
 
-    def start(source: Tensor, target: Tensor) -> Tensor:
-        begin(source, target)
+    def start(source: Tensor, target: Tensor, to_host: bool) -> Tensor:
+        if source.data_ptr() in landing:
+            host, value = landing.pop(source.data_ptr())
+            host.copy_(value)
+        begin(source, target, to_host)
         if target.is_floating_point():
             target.fill_(_POISON)
-        pending[target.data_ptr()] = (source, target)
+        pending[target.data_ptr()] = (source, target, to_host)
         return target
 
     def end(copy: Tensor) -> Tensor:
-        source, target = pending.pop(copy.data_ptr())
-        target.copy_(source)
+        source, target, to_host = pending.pop(copy.data_ptr())
+        if to_host:
+            landing[target.data_ptr()] = (target, source.clone())
+        else:
+            target.copy_(source)
         awaited.append(target.nbytes)
         return finish(copy)
 

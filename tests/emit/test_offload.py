@@ -157,7 +157,11 @@ def test_a_copy_that_is_read_too_early_is_noticed() -> None:
         started = torch.ops.autosp.offload(x)
         assert started.isnan().all()
         x.zero_()
-        assert not torch.ops.autosp.wait_copy(started, x).any()
+        host = torch.ops.autosp.wait_copy(started, x)
+        assert host.isnan().all(), "a wait does not wait for the host"
+        coming = torch.ops.autosp.reload(host, device=x.device)
+        assert not host.any() and coming.isnan().all()
+        assert not torch.ops.autosp.wait_copy(coming, host).any()
 
 
 def test_operands_in_strides_of_their_own_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +176,14 @@ def test_operands_in_strides_of_their_own_are_noticed(monkeypatch: pytest.Monkey
     _, step, batch = _tiled()
     with pytest.raises(air.UnsupportedError, match="another source"):
         step(**batch)
+
+
+def test_host_memory_is_not_given_other_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is told which, Inductor has the host copy what the device still writes."""
+    monkeypatch.setattr(inductor, "name_strides", lambda graph: None)
+    _, step, batch = _tiled()
+    with pytest.raises(air.UnsupportedError, match="was not offloaded"):
+        loss_of(step(**batch)).backward()
 
 
 def test_a_step_on_cuda_is_refused() -> None:
