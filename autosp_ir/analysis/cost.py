@@ -39,6 +39,8 @@ class Device:
         attention_backward: The same for its backward.
         bandwidth: Memory, bytes/s.
         launch: Seconds that the smallest kernel takes.
+        attention_workspace: Whether its attention backward needs memory beside its results, as cuDNN and
+            flash-attention 2 do: the gradient of q in float32, and those of k and v for each head of q.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Device:
     attention_backward: float
     bandwidth: float
     launch: float = 3e-6
+    attention_workspace: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ DEVICES = {
         Device("h200", 750e12, 50e12, 0.80, 0.70, 4.2e12),
         Device("h100", 750e12, 50e12, 0.80, 0.70, 2.8e12),
         Device("a100", 260e12, 18e12, 0.65, 0.55, 1.7e12),
-        Device("cpu", 0.2e12, 0.1e12, 0.5, 0.5, 2e10, 1e-5),
+        Device("cpu", 0.2e12, 0.1e12, 0.5, 0.5, 2e10, 1e-5, attention_workspace=False),
     )
 }
 LINKS = {
@@ -181,6 +184,28 @@ def cost_of(node: Node, symbols: Mapping[str, int] | None = None, mesh: Mapping[
     return Cost(_FLOPS[node.op.name](node, sizes), moved, dtype=dtype, attention=attention)
 
 
+def workspace(node: Node, on: Device | None, symbols: Mapping[str, int] | None = None) -> int:
+    """Bytes that a node needs on a device beside operands and results, while it runs.
+
+    Args:
+        node: Any node.
+        on: The device; None has none.
+        symbols: Numbers for symbolic extents, by symbol name.
+
+    Raises:
+        UnsupportedError: An extent is symbolic and has no number.
+    """
+    if on is None or not on.attention_workspace or not _is_attention_backward(node):
+        return 0
+    sizes = _Sizes(symbols or {})
+    q, k, v = (node.arg(name) for name in ("q", "k", "v"))
+    batch, heads, queries, width = sizes.shape(q)
+    row_sums = 4 * batch * heads * queries
+    own_heads = heads == sizes.shape(k)[1]
+    expanded = 0 if own_heads else sum(sizes.bytes(x.type) // sizes.shape(x)[1] * heads for x in (k, v))
+    return row_sums * (width + 1) + expanded
+
+
 def compute_seconds(cost: Cost, on: Device) -> float:
     """Seconds on the compute stream: the slower of arithmetic and memory; 0 for what launches nothing."""
     if not cost.flops and not cost.bytes:
@@ -251,6 +276,10 @@ def _attends(node: Node) -> bool:
     return node.op.has(Trait.ATTENTION) or node.op.name.startswith("autosp.attention")
 
 
+def _is_attention_backward(node: Node) -> bool:
+    return node.is_op("autosp.attention_backward", "autosp.attention_bias_backward")
+
+
 def _product(node: Node, sizes: _Sizes) -> float:
     """2 x elements of the result x the contracted extent."""
     left = node.operands[-2] if node.op.short_name in ("addmm", "baddbmm", "addmm_float32") else node.operands[0]
@@ -279,4 +308,4 @@ _FLOPS: dict[str, Callable[[Node, _Sizes], float]] = {
 
 
 __all__ = ["DEVICES", "HOST_LINKS", "LINKS", "Cost", "Device", "Link", "compute_seconds", "cost_of", "device",
-           "host_link", "is_costed", "link", "link_seconds"]  # fmt: skip
+           "host_link", "is_costed", "link", "link_seconds", "workspace"]  # fmt: skip

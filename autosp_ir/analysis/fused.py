@@ -13,7 +13,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from autosp_ir.analysis.aliasing import Aliasing, Storage
-from autosp_ir.analysis.cost import HOST_LINKS, Device, Link, compute_seconds, cost_of, is_costed, link_seconds
+from autosp_ir.analysis.cost import (
+    HOST_LINKS,
+    Device,
+    Link,
+    compute_seconds,
+    cost_of,
+    is_costed,
+    link_seconds,
+    workspace,
+)
 from autosp_ir.analysis.liveness import LivenessReport, saved_storages
 from autosp_ir.analysis.timeline import Durations, is_start
 from autosp_ir.comm.host_memory import WAIT_COPY, starts_copy
@@ -108,12 +117,13 @@ def _all_fused(node: Node, readers: list[Node] | tuple[()]) -> bool:
     )
 
 
-def fused_liveness(fusion: Fusion, *, count_inputs: bool = False) -> LivenessReport:
+def fused_liveness(fusion: Fusion, *, count_inputs: bool = False, device: Device | None = None) -> LivenessReport:
     """As `liveness`, for a program that a compiler fuses.
 
     Args:
         fusion: The program, fused.
         count_inputs: Whether parameters, buffers, constants and inputs count, from the first node on.
+        device: What it runs on, whose work space counts; None counts none.
     """
     dying: dict[Node, list[Storage]] = {}
     for storage, node in fusion.lifetimes().items():
@@ -126,7 +136,7 @@ def fused_liveness(fusion: Fusion, *, count_inputs: bool = False) -> LivenessRep
         fresh = [s for s in fusion.made[node] if s.owned and not s.on_host and s not in fusion.absent]
         dead = [s for s in dying.get(node, ()) if s.owned and not s.on_host]
         live += sum(s.bytes for s in fresh)
-        curve.append(live - _reused(node, fresh, dead))
+        curve.append(live - _reused(node, fresh, dead) + workspace(node, device, fusion.symbols))
         live -= sum(s.bytes for s in dead)
     peak = max(range(len(curve)), key=curve.__getitem__, default=None)
     return LivenessReport(

@@ -1,8 +1,8 @@
 """How much memory a program holds at every node: a static count of live storages.
 
 Views share storage with their base; a storage dies with the last value on it. Parameters, buffers and inputs belong
-to the caller and are counted only on demand. Work space inside operations is not counted, and what was offloaded to
-host memory is counted apart.
+to the caller and are counted only on demand, and so is what attention needs on a device while it runs. Other work space
+inside operations is not counted, and what was offloaded to host memory is counted apart.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autosp_ir.analysis.aliasing import Aliasing, Storage
+from autosp_ir.analysis.cost import Device, workspace
 from autosp_ir.ir.graph import Graph, Node, Phase
 from autosp_ir.ir.program import Program
 
@@ -43,7 +44,11 @@ class LivenessReport:
 
 
 def liveness(
-    program: Program | Graph, *, count_inputs: bool = False, symbols: Mapping[str, int] | None = None
+    program: Program | Graph,
+    *,
+    count_inputs: bool = False,
+    symbols: Mapping[str, int] | None = None,
+    device: Device | None = None,
 ) -> LivenessReport:
     """Count the storage that a run of `program` holds, from its types alone.
 
@@ -51,6 +56,7 @@ def liveness(
         program: A program at any stage, or a graph.
         count_inputs: Whether parameters, buffers, constants and inputs count, from the first node on.
         symbols: Numbers for the symbols of a dynamic program, by symbol name.
+        device: What it runs on, whose work space counts; None counts none.
 
     Returns:
         The peak, the curve over all nodes, and what is saved for backward.
@@ -71,7 +77,7 @@ def liveness(
     dying = _by_last_use(last)
     for node in nodes:
         live += sum(s.bytes for s in allocated[node] if s.owned)
-        curve.append(live)
+        curve.append(live + workspace(node, device, symbols))
         live -= sum(s.bytes for s in dying.get(node, ()) if s.owned and not s.on_host)
     peak = max(range(len(curve)), key=curve.__getitem__, default=None)
     saved = saved_storages(nodes, aliasing)

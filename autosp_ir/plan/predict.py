@@ -56,9 +56,9 @@ def predict(program: Program, name: str, pipeline: str, device: Device, link: Li
     nodes = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
     if fused:
         fusion = Fusion(program)
-        memory, priced = fused_liveness(fusion, count_inputs=True), fused_durations(fusion, device, link)
+        memory, priced = fused_liveness(fusion, count_inputs=True, device=device), fused_durations(fusion, device, link)
     else:
-        memory, priced = liveness(program, count_inputs=True), durations(program, device, link)
+        memory, priced = liveness(program, count_inputs=True, device=device), durations(program, device, link)
     timeline = run(nodes, priced)
     return Prediction(
         name=name,

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -129,8 +130,10 @@ def end(child: subprocess.Popen[str], grace: float = 15.0) -> int:
     except subprocess.TimeoutExpired:
         child.kill()
     for pid, started in family.items():
-        if _started(pid) == started:
-            os.kill(pid, signal.SIGKILL)
+        # It may end by itself meanwhile.
+        with suppress(ProcessLookupError):
+            if _started(pid) == started:
+                os.kill(pid, signal.SIGKILL)
     return child.wait()
 
 

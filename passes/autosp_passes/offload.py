@@ -90,12 +90,12 @@ class Offload(Pass):
             ctx.remark("missed", None, kept)
             return
         candidates = Candidates(program, parse_size(self.options.smallest))
-        before = liveness(program)
+        before = liveness(program, device=on)
         curve = dict(zip(before.names, before.curve, strict=True))
         selection = self._selected(candidates, curve, _durations(program, on, over), over)
         _Writer(program, ctx, candidates).write(selection)
         self._report_what_stays(ctx, candidates, selection)
-        after = liveness(program)
+        after = liveness(program, device=on)
         nodes = [n for n in program.graph.nodes if n.op.kind not in ("placeholder", "output")]
         exposed = run(nodes, _durations(program, on, over)).exposed
         ctx.count("peak_bytes_before", before.peak_bytes)
