@@ -347,6 +347,7 @@ def compile_with_inductor(
     is_backward: bool,
     donated: Sequence[int] = (),
     last_pass: Any = None,
+    version: str = "",
 ) -> tuple[Callable[[list[Any]], Any], list[tuple[int, ...] | None]]:
     """Compile a decomposed ATen graph.
 
@@ -357,6 +358,7 @@ def compile_with_inductor(
         is_backward: Whether the graph is a backward.
         donated: Positions of inputs whose memory the code may overwrite, because nothing else reads them.
         last_pass: From `pinning_pass`: runs behind Inductor's own graph passes.
+        version: Of the operators in the graph, of which Inductor's cache knows the names alone.
 
     Returns:
         A callable that takes one list of arguments and empties it, and the strides of its outputs (None where an
@@ -372,7 +374,9 @@ def compile_with_inductor(
     metadata: Any = SimpleNamespace(bw_donated_idxs=list(donated), static_input_indices=[])
     context.fw_metadata = metadata
     passes = config.patch(post_grad_custom_post_pass=last_pass) if last_pass is not None else contextlib.nullcontext()
-    with tracing(context), TracingContext.report_output_strides() as strides, passes:
+    settings: Any = torch.compiler.config
+    own_entries = settings.patch(cache_key_tag=f"{settings.cache_key_tag}{version}")
+    with tracing(context), TracingContext.report_output_strides() as strides, passes, own_entries:
         # Its patterns turn the scatter of a loss's backward into arithmetic that fuses: no second logits tensor.
         graph = joint_graph_passes(graph)
         compiled: Callable[[list[Any]], Any] = compile_fx_inner(graph, list(inputs), is_backward=is_backward)

@@ -137,7 +137,7 @@ def _shape(
     check_positions(q_positions, q.shape[2], q_offset, "q")
     check_positions(kv_positions, k.shape[2], kv_offset, "kv")
     lse = q.new_empty(q.shape[:3], dtype=lse_dtype(q.dtype))
-    return q.new_empty((*q.shape[:3], v.shape[3])), lse
+    return attention_kernels.empty_out(q, v), lse
 
 
 def _backward_shape(
@@ -163,7 +163,7 @@ def _backward_shape(
     keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check(q, k, v, bias, segment_ids, window, dropout, softcap)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _attention(

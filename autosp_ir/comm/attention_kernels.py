@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,9 @@ _TILE_ELEMENTS = 2**25
 _MAX_ROWS = 1024
 _MIN_ROWS = 64
 _MIN_KEYS = 256
+
+# Its thread is started by the first call.
+_PLANS = ThreadPoolExecutor(1, "autosp-cudnn")
 
 # torch's memory-efficient backward reads the log-sum-exp of a whole number of these rows.
 _LSE_ALIGNMENT = 32
@@ -104,26 +108,53 @@ class Kernel:
     backward: Backward
 
 
+def empty_out(q: Tensor, v: Tensor) -> Tensor:
+    """What `forward` gives for `out`, uninitialised: in the strides of q where it has its shape, else contiguous."""
+    return torch.empty_like(q) if q.shape[3] == v.shape[3] else q.new_empty((*q.shape[:3], v.shape[3]))
+
+
 def forward(call: Call) -> tuple[Tensor, Tensor]:
-    """Compute `(out, lse)`, contiguous; lse is float32 for half types."""
+    """Compute `(out, lse)`: out as `empty_out`, which fused kernels write without a copy, and lse contiguous.
+
+    For half types lse is float32.
+    """
     out, lse = _select(call, False).forward(call)
-    return out.contiguous(), lse.contiguous()
+    return _laid_out(out, empty_out(_described(call.q), _described(call.v))), lse.contiguous()
 
 
 def backward(call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute `(dq, dk, dv)`, contiguous."""
-    dq, dk, dv = _select(call, dlse is not None).backward(call, dout, dlse, out, lse)
-    return dq.contiguous(), dk.contiguous(), dv.contiguous()
+    """Compute `(dq, dk, dv)`, each in the strides of `torch.empty_like` of its operand."""
+    grads = _select(call, dlse is not None).backward(call, dout, dlse, out, lse)
+    return _laid_out_as_operands(call, grads)
 
 
 def bias_backward(
     call: Call, bias: Tensor, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute `(dq, dk, dv, dbias)`, contiguous; `dbias` is summed over the dimensions that the bias broadcasts."""
+    """As `backward`, and `dbias`, contiguous and summed over the dimensions that the bias broadcasts."""
     dtype = torch.float32 if call.q.dtype in HALF_DTYPES else call.q.dtype
     dbias = torch.zeros(bias.shape, dtype=dtype, device=bias.device)
-    dq, dk, dv = _blockwise_backward(call, dout, dlse, out, lse, dbias)
-    return dq.contiguous(), dk.contiguous(), dv.contiguous(), dbias.to(bias.dtype)
+    grads = _blockwise_backward(call, dout, dlse, out, lse, dbias)
+    return *_laid_out_as_operands(call, grads), dbias.to(bias.dtype)
+
+
+def _described(x: Tensor) -> Tensor:
+    """Sizes and strides without memory."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """The tensor in the strides of another of its shape; itself if it has them, but for extents of one."""
+    pairs = zip(x.shape, x.stride(), like.stride(), strict=True)
+    if all(mine == wanted for extent, mine, wanted in pairs if extent > 1):
+        return x.as_strided(x.shape, like.stride())
+    return torch.empty_strided(x.shape, like.stride(), dtype=x.dtype, device=x.device).copy_(x)
+
+
+def _laid_out_as_operands(call: Call, grads: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    operands = (torch.empty_like(_described(x)) for x in (call.q, call.k, call.v))
+    dq, dk, dv = (_laid_out(grad, x) for grad, x in zip(grads, operands, strict=True))
+    return dq, dk, dv
 
 
 def _select(call: Call, has_dlse: bool) -> Kernel:
@@ -180,13 +211,24 @@ def _cudnn_forward(call: Call) -> tuple[Tensor, Tensor]:
 def _cudnn_backward(
     call: Call, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # Torch keeps the plan of a backward by the sizes and strides of q, k and v, and by the thread. It runs it for any
+    # strides of `out` and `dout`, and leaves wrong gradients of q and k if these are not those it was made for. So
+    # those of q decide them here, and in a thread of its own a call meets no plan that another was made for.
+    like = torch.empty_like(_described(call.q))
+    out, dout = _laid_out(out, like), _laid_out(dout, like)
     # Without dropout the generator state is not read; without variable lengths the cumulative lengths are absent.
     state = torch.zeros((), dtype=torch.int64, device=call.q.device)
-    dq, dk, dv = _torch_compat.cudnn_attention_backward()(
-        dout, call.q, call.k, call.v, out, lse.unsqueeze(-1), state, state, None, None, None,
-        call.q.shape[2], call.k.shape[2], 0.0, call.causal, scale=call.scale,
-    )  # fmt: skip
-    return dq, dk, dv
+    stream = torch.cuda.current_stream(call.q.device)
+
+    def run() -> tuple[Tensor, Tensor, Tensor]:
+        with torch.cuda.stream(stream), torch.no_grad():
+            dq, dk, dv = _torch_compat.cudnn_attention_backward()(
+                dout, call.q, call.k, call.v, out, lse.unsqueeze(-1), state, state, None, None, None,
+                call.q.shape[2], call.k.shape[2], 0.0, call.causal, scale=call.scale,
+            )  # fmt: skip
+            return dq, dk, dv
+
+    return _PLANS.submit(run).result()
 
 
 def _cuda_flash_supports(call: Call, has_dlse: bool) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -43,7 +46,10 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     # What these passes arranged would otherwise be rearranged, and chunks fused with one another.
     arranged = split.forward.facts & {"overlapped", "tiled", "offloaded"}
     pins = pinning_pass(_is_costed, "tiled" in arranged, ",".join(_COSTED)) if arranged else None
-    forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False, last_pass=pins)
+    version = _version_of_operators()
+    forward, strides = compile_with_inductor(
+        traced, inputs, split.forward.fake_mode, is_backward=False, last_pass=pins, version=version
+    )
     if split.backward is None:
         return StepGraphs(forward, None)
     specs = split.forward.signature.outputs
@@ -53,9 +59,19 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
         i for i, s in enumerate(split.backward.signature.inputs) if s.kind is InputKind.SAVED and s.target in own
     ]
     backward, _ = compile_with_inductor(
-        traced, inputs, split.backward.fake_mode, is_backward=True, donated=donated, last_pass=pins
+        traced, inputs, split.backward.fake_mode, is_backward=True, donated=donated, last_pass=pins, version=version
     )
     return StepGraphs(forward, backward, overwrites=frozenset(own))
+
+
+@cache
+def _version_of_operators() -> str:
+    """A digest of what computes the operators: code that was compiled for other strides of theirs is not reused."""
+    digest = hashlib.sha256()
+    for file in sorted(files("autosp_ir.comm").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".py"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _is_costed(node: fx.Node) -> bool:

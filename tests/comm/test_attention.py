@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from autosp_ir._torch_compat import new_fake_mode
 from autosp_ir.comm import attention_kernels
 from autosp_ir.errors import UnsupportedError
 
@@ -301,12 +302,32 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(actual, expected)
 
 
-def test_results_are_contiguous_whatever_the_strides() -> None:
-    inputs = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in tensors()]
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (2, 1, 0, 3)])
+def test_results_have_the_strides_of_their_operands(order: tuple[int, ...]) -> None:
+    """Fused kernels write them so, and what reads out without its heads needs no copy."""
+    back = [order.index(d) for d in range(4)]
+    inputs = [x.detach().permute(order).contiguous().permute(back).requires_grad_() for x in tensors()]
     for attributes in (FORMS["causal"], FORMS["window"]):
         out, lse = attention(*inputs, **attributes)
-        grads = torch.ops.autosp.attention_backward(out, None, *inputs, None, None, out, lse, **attributes)
-        assert all(x.is_contiguous() for x in (out, lse, *grads))
+        arguments = (None, *inputs, None, None, out, lse)
+        grads = [
+            torch.ops.autosp.attention_backward(dout, *arguments, **attributes) for dout in (out, out.contiguous())
+        ]
+        assert out.stride() == inputs[0].stride() and lse.is_contiguous()
+        for each in grads:
+            assert [g.stride() for g in each] == [x.stride() for x in inputs]
+        torch.testing.assert_close(*grads)
+
+
+def test_operands_without_memory_of_their_own_get_results_that_have_it() -> None:
+    q, k, v = (x.detach()[:, :1].expand(-1, 4, -1, -1) for x in tensors())
+    out, lse = attention(q, k, v, causal=True)
+    grads = torch.ops.autosp.attention_backward(out, None, q, k, v, None, None, out, lse, causal=True)
+    with new_fake_mode() as mode:
+        fakes = [mode.from_tensor(x) for x in (q, k, v)]
+        wanted, _ = attention(*fakes, causal=True)
+    assert out.stride() == wanted.stride() == torch.empty_like(q).stride()
+    assert all(g.stride() == torch.empty_like(x).stride() for g, x in zip(grads, (q, k, v), strict=True))
 
 
 @pytest.mark.parametrize(
