@@ -36,9 +36,7 @@ def plan(
     ] = "nvlink4",
     host_memory: Annotated[
         float,
-        typer.Option(
-            "--host-memory", min=0, help="GiB of host memory that each rank may pin; CUDA refuses it for now."
-        ),
+        typer.Option("--host-memory", min=0, help="GiB of host memory that each rank may pin."),
     ] = 0.0,
     backend: Annotated[str, typer.Option("--backend", help="inductor or aot_eager.")] = "inductor",
     picture: Annotated[

@@ -33,7 +33,6 @@ from torch import Tensor, fx
 from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.ops import Trait, extend_op
-from autosp_ir.ir.program import Program
 
 OFFLOAD, RELOAD, WAIT_COPY = "autosp.offload", "autosp.reload", "autosp.wait_copy"
 
@@ -71,22 +70,6 @@ def name_strides(graph: fx.Graph) -> None:
     """
     for node in graph.find_nodes(op="call_function", target=torch.ops.autosp.offload.default):
         node.kwargs = {**node.kwargs, "stride": list(node.meta["val"].stride())}
-
-
-def refuse_on_cuda(program: Program) -> None:
-    """Refuse to run a program that offloads on CUDA.
-
-    Raises:
-        UnsupportedError: It does. Large compiled steps have left wrong gradients there, for a reason that is not found.
-    """
-    started = next((n for n in program.graph.nodes if n.is_op(OFFLOAD)), None)
-    if started is None or started.operands[0].tensor_type.device.type != "cuda":
-        return
-    raise UnsupportedError(
-        "a step that offloads to host memory has left wrong gradients on CUDA devices, for a reason that is not known",
-        node=started,
-        hint="leave `offload` out; tile, head-chunk and remat save memory too",
-    )
 
 
 class _Copy(NamedTuple):
@@ -233,4 +216,4 @@ extend_op(torch.ops.autosp.offload.default, evaluate=_plain_copy)
 extend_op(torch.ops.autosp.reload.default, evaluate=_plain_copy)
 extend_op(torch.ops.autosp.wait_copy.default, traits=frozenset({Trait.PURE, Trait.VIEW}), evaluate=_awaited)
 
-__all__ = ["OFFLOAD", "RELOAD", "WAIT_COPY", "name_strides", "on_host", "refuse_on_cuda", "starts_copy"]
+__all__ = ["OFFLOAD", "RELOAD", "WAIT_COPY", "name_strides", "on_host", "starts_copy"]

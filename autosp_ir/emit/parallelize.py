@@ -16,13 +16,12 @@ from autosp_ir._torch_compat import exact_autocast
 from autosp_ir.analysis.hardware import this_device, this_link
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.program import capture
-from autosp_ir.comm.host_memory import refuse_on_cuda
 from autosp_ir.comm.layout import check_emittable
 from autosp_ir.emit.binding import bind_mesh
 from autosp_ir.emit.hooks import own_hooks_aside, refuse_own_hooks
 from autosp_ir.emit.inductor import inductor_graphs
 from autosp_ir.emit.module import make_module
-from autosp_ir.emit.room import memory_found
+from autosp_ir.emit.room import Room, room_found, within
 from autosp_ir.emit.runtime import FixedRuntime, ProgramRunner, RecapturingRuntime
 from autosp_ir.emit.step import EmittedStep
 from autosp_ir.emit.team import STALL_TIMEOUT, Team
@@ -33,7 +32,6 @@ from autosp_ir.pipeline.drawing import drawing
 from autosp_ir.pipeline.manager import PassManager, PassResult
 from autosp_ir.pipeline.registry import format_pipeline, get_pass, parse_pipeline
 from autosp_ir.pipeline.spec import DEFAULT_PIPELINE
-from autosp_ir.plan import fitting, plan
 
 Backend = Literal["inductor", "aot_eager", "eager"]
 GradSync = Literal["in_graph", "external"]
@@ -89,7 +87,6 @@ def make_runner(
     """Emit a program and bind it to the running process groups; see `emit` and `parallelize`."""
     _check_backend(backend)
     check_emittable(program)
-    refuse_on_cuda(program)
     ready = program
     if backend != "eager" and program.stage is not Stage.LOWERED:
         ready = finish(program)
@@ -125,6 +122,7 @@ def parallelize(
     dynamic: bool | None = None,
     strict: bool = False,
     memory_budget: float | None = None,
+    host_memory: float | None = None,
     grad_sync: GradSync = "in_graph",
     rng: Rng = "per_rank",
     check_batch: CheckBatch = "shapes",
@@ -150,6 +148,8 @@ def parallelize(
             and the runtime's own memory come on top. The first pipeline of `autosp_ir.plan` whose predicted peak fits
             is taken. None takes what a GPU has free now, and the default pipeline without a GPU, with a `pipeline`,
             with `dynamic=True`, and for the backend `eager`.
+        host_memory: Bytes of pinned host memory that a pipeline so chosen may use on a rank. None takes a half of what
+            the host has free, shared by its ranks, and none without a GPU; 0 leaves it alone.
         grad_sync: `in_graph` returns the complete gradient on every rank; `external` leaves the sum to DDP or FSDP.
         rng: How dropout draws. `per_rank`: every rank draws for its own tokens, in no more memory than they take.
             `global`: every rank draws the dense model's masks and keeps its part. A `rng=` that the pipeline gives to
@@ -171,7 +171,7 @@ def parallelize(
         NonFiniteError: From a step, with `check_finite`.
     """
     _check_backend(backend)
-    _check_budget(memory_budget, pipeline, backend)
+    _check_budget(memory_budget, host_memory, pipeline, backend)
     refuse_own_hooks(model)
     size = _axis_size(mesh, sp_axis)
     manager = PassManager(drawing(_pipeline(pipeline, backend, sp_axis, grad_sync), rng))
@@ -179,27 +179,15 @@ def parallelize(
     looks = pipeline is None and not dynamic and backend != "eager"
 
     def rewritten(program: Program) -> PassResult:
-        found = memory_found(model, mesh, sp_axis) if memory_budget is None and looks else None
-        budget = memory_budget or found
-        if budget is None:
+        found = room_found(model, mesh, sp_axis) if looks else None
+        if memory_budget is None and found is None:
             return manager.run(program, mesh={sp_axis: size}, strict=strict)
-        # Every rank predicts the same from the same program, and so chooses the same.
-        ladder = plan(
-            program,
-            {sp_axis: size},
-            manager.passes,
-            axis=sp_axis,
-            device=this_device(),
-            link=this_link(this_device()),
-            fused=backend == "inductor",
-            strict=strict,
+        here = found or Room(0.0, 0.0)
+        room = Room(memory_budget or here.device, here.host if host_memory is None else host_memory)
+        fused, or_least = backend == "inductor", memory_budget is None
+        return within(
+            program, {sp_axis: size}, manager.passes, room, axis=sp_axis, fused=fused, strict=strict, or_least=or_least
         )
-        prediction, result = fitting(ladder, budget, or_least=memory_budget is None)
-        text = "%s: %.2f GiB predicted of %.2f GiB"
-        fits = prediction.peak_bytes <= budget
-        _logger.log(logging.INFO if fits else logging.WARNING, text, prediction.name, prediction.peak_bytes / 2**30,
-                    budget / 2**30)  # fmt: skip
-        return result
 
     def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[ProgramRunner, CaptureInfo]:
         example: Any = kwargs if not args else (args if not kwargs else _as_mapping(model, args, kwargs))
@@ -234,7 +222,16 @@ def _as_mapping(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
-def _check_budget(memory_budget: float | None, pipeline: object, backend: Backend) -> None:
+def _check_budget(memory_budget: float | None, host_memory: float | None, pipeline: object, backend: Backend) -> None:
+    if host_memory is not None and not host_memory >= 0:
+        raise PipelineError(
+            f"a host_memory of {host_memory} bytes is none", hint="give bytes, such as 64 * 2**30, or 0"
+        )
+    if host_memory and pipeline is not None:
+        raise PipelineError(
+            "both a pipeline and host_memory were given, and the pipeline says what is offloaded",
+            hint="leave host_memory out and write offload{host=…} into the pipeline",
+        )
     if memory_budget is None:
         return
     if pipeline is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -19,10 +18,9 @@ import autosp_ir as air
 from autosp_ir import _torch_compat
 from autosp_ir._torch_compat import TorchDispatchMode
 from autosp_ir.analysis.liveness import liveness
-from autosp_ir.comm.host_memory import OFFLOAD, RELOAD, WAIT_COPY, refuse_on_cuda
+from autosp_ir.comm.host_memory import OFFLOAD, RELOAD, WAIT_COPY
 from autosp_ir.emit import inductor
 from autosp_ir.emit.parallelize import Backend
-from autosp_ir.ir.types import TensorType
 from autosp_ir.testing.memory import measured_peak
 from tests.emit.late_copies import late_copies
 from tests.emit.steps import gradients, largest_error, loss_of, measure
@@ -184,18 +182,6 @@ def test_host_memory_is_not_given_other_strides(monkeypatch: pytest.MonkeyPatch)
     _, step, batch = _tiled()
     with pytest.raises(air.UnsupportedError, match="was not offloaded"):
         loss_of(step(**batch)).backward()
-
-
-def test_a_step_on_cuda_is_refused() -> None:
-    model, batch = build("llama-gqa", length=64, num_hidden_layers=1)
-    program = air.PassManager(f"{_LINE},{_OFFLOAD}").run(air.capture(model, batch), mesh={"sp": 1}).program
-    refuse_on_cuda(program)
-    for node in program.graph.nodes:
-        for value in node.results:
-            if isinstance(value.type, TensorType):
-                value.type = replace(value.type, device=torch.device("cuda"))
-    with pytest.raises(air.UnsupportedError, match="wrong gradients on CUDA"):
-        program.emit(backend="aot_eager")
 
 
 def test_the_device_holds_what_is_predicted() -> None:

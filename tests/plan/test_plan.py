@@ -20,8 +20,9 @@ from autosp_ir.analysis.liveness import liveness
 from autosp_ir.capture.from_config import model_from_config
 from autosp_ir.cli import app
 from autosp_ir.cli_plan import _longest
+from autosp_ir.emit import room
 from autosp_ir.emit.parallelize import default_pipeline
-from autosp_ir.emit.room import memory_found
+from autosp_ir.emit.room import Room, host_free, room_found
 from autosp_ir.pipeline.registry import parse_pipeline
 from autosp_ir.plan import Prediction, fitting, plan, rungs
 from autosp_ir.rewrite.builder import ProgramBuilder
@@ -167,16 +168,51 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_no_memory_is_found() -> None:
-    assert memory_found(wide()[0], None, "sp") is None
+    assert room_found(wide()[0], None, "sp") is None
+
+
+def test_free_memory_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(room, "_MEMINFO", meminfo)
+    monkeypatch.setattr(room, "_CGROUP", tmp_path)
+    assert host_free() == 0
+    meminfo.write_text("MemTotal:       2000 kB\nMemAvailable:   1000 kB\n")
+    assert host_free() == 1024_000
+    (tmp_path / "memory.current").write_text("400000\n")
+    for limit, free in (("max", 1024_000), ("1000000", 600_000), ("100", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert host_free() == free
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "used"), [(5.0, None, 5.0), (None, None, 0.0), (None, 7.0, 7.0), (0, 7.0, 0.0)]
+)
+def test_host_memory_that_is_given_or_found(given: float | None, found: float | None, used: float) -> None:
+    model, batch = wide()
+    here = None if found is None else Room(1e12, found)
+    with (
+        mock.patch.object(parallelize, "room_found", return_value=here),
+        mock.patch.object(room, "plan", wraps=plan) as planned,
+    ):
+        air.parallelize(model, batch, backend="aot_eager", memory_budget=1e12, host_memory=given)
+    assert planned.call_args.kwargs["host"] == used
+
+
+def test_host_memory_that_makes_no_sense() -> None:
+    model, batch = wide()
+    with pytest.raises(air.PipelineError, match="host_memory of -1 bytes"):
+        air.parallelize(model, batch, host_memory=-1)
+    with pytest.raises(air.PipelineError, match="the pipeline says what is offloaded"):
+        air.parallelize(model, batch, host_memory=2**30, pipeline="canonicalize")
 
 
 def test_what_a_gpu_has_free_decides(caplog: pytest.LogCaptureFixture) -> None:
     model, batch = wide()
     chosen: list[str] = []
-    for found in (1e12, 1.0, None):
+    for found in (Room(1e12, 0.0), Room(1.0, 0.0), None):
         caplog.clear()
         with (
-            mock.patch.object(parallelize, "memory_found", return_value=found),
+            mock.patch.object(parallelize, "room_found", return_value=found),
             caplog.at_level(logging.INFO, "autosp_ir.emit"),
         ):
             air.parallelize(model, batch, backend="aot_eager")
