@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -357,7 +357,7 @@ def compile_with_inductor(
         fake_mode: The mode that owns the inputs.
         is_backward: Whether the graph is a backward.
         donated: Positions of inputs whose memory the code may overwrite, because nothing else reads them.
-        last_pass: From `pinning_pass`: runs behind Inductor's own graph passes.
+        last_pass: From `graph_pass`: runs behind Inductor's own graph passes.
         version: Of the operators in the graph, of which Inductor's cache knows the names alone.
 
     Returns:
@@ -385,100 +385,36 @@ def compile_with_inductor(
     return compiled, known if len(known) == len(returned) else [None] * len(returned)
 
 
-def pin_order(
-    graph: torch.fx.Graph,
-    anchors: Callable[[torch.fx.Node], bool],
-    chunked: bool = False,
-) -> None:
-    """Make the order of collectives and of chunks a dependency, which no later scheduler may break.
-
-    The first costed operation behind a start depends on the start; a wait depends on the last costed operation in
-    front of it and on what was started since. A wait right behind its start is left alone: pins cost fusion. In a
-    program of chunks every costed operation depends on the one in front of it and on the sums computed since: otherwise
-    chunks are fused with each other, or all their losses with the sum of them, which reads the logits of every chunk.
-    Copies to host memory and back are tied in from both sides: no data says that one from host memory begins late, nor
-    that the wait of one to host memory, behind which the memory of its source is free, comes early. Where there are
-    copies all costed operations keep their order, or what a copy hides under moves away.
+def order_nodes(graph: torch.fx.Graph, behind: Mapping[torch.fx.Node, Iterable[torch.fx.Node]]) -> None:
+    """Make nodes of one of Inductor's graphs depend on others, which its scheduler keeps in front of them.
 
     Args:
         graph: A graph of Inductor after its own passes. It is changed.
-        anchors: Which nodes are costed.
-        chunked: Whether the graph runs parts of the program chunk by chunk.
+        behind: For each node what it stands behind.
     """
     from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
     from torch.utils._ordered_set import OrderedSet
 
-    functional, copies = torch.ops._c10d_functional, torch.ops.autosp
-    pins: dict[torch.fx.Node, OrderedSet[torch.fx.Node]] = {}
-    last: torch.fx.Node | None = None
-    started: dict[torch.fx.Node, torch.fx.Node | None] = {}
-    fresh: list[torch.fx.Node] = []
-    begin = 0
-    nodes = list(graph.nodes)
-    copying = any(n.target in (copies.offload.default, copies.reload.default) for n in nodes)
-    for place, node in enumerate(nodes):
-        if node.target in (functional.wait_tensor.default, copies.wait_copy.default):
-            start: Any = node.args[0]
-            earlier = [n for n in fresh if n is not start]
-            if start in started and started[start] is not last and last is not None:
-                pins[node] = OrderedSet([last, *earlier])
-            elif earlier:
-                pins[node] = OrderedSet(earlier)
-            if node.target is copies.wait_copy.default:
-                fresh.append(node)
-        elif node.target in (copies.offload.default, copies.reload.default):
-            if last is not None and node.target is copies.reload.default:
-                pins[node] = OrderedSet([last])
-            started[node] = last
-            fresh.append(node)
-        elif str(getattr(node.target, "namespace", "")) == "_c10d_functional":
-            started[node] = last
-            fresh.append(node)
-        elif node.op == "call_function" and anchors(node):
-            if fresh:
-                pins[node] = OrderedSet(fresh)
-                fresh = []
-            if last is not None and (chunked or copying):
-                pins.setdefault(node, OrderedSet()).update([last, *_reductions(nodes[begin:place] if chunked else ())])
-            last, begin = node, place + 1
-    preserve_node_ordering(graph, pins)
+    preserve_node_ordering(graph, {node: OrderedSet(others) for node, others in behind.items()})
 
 
-# A result this many times smaller than an operand is a sum over it, such as a loss or the gradient of a bias.
-_REDUCED = 8
-
-
-def _reductions(nodes: Sequence[torch.fx.Node]) -> list[torch.fx.Node]:
-    """Those that reduce a tensor to a much smaller floating-point one."""
-
-    def reduces(node: torch.fx.Node) -> bool:
-        value = node.meta.get("val")
-        if node.op != "call_function" or not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            return False
-        sources = [n.meta.get("val") for n in node.all_input_nodes]
-        return any(isinstance(s, torch.Tensor) and s.numel() >= _REDUCED * value.numel() for s in sources)
-
-    return [n for n in nodes if reduces(n)]
-
-
-def pinning_pass(anchors: Callable[[torch.fx.Node], bool], chunked: bool, version: str) -> Any:
-    """`pin_order` as a pass for `torch._inductor.config.post_grad_custom_post_pass`.
+def graph_pass(run: Callable[[torch.fx.Graph], None], name: str) -> Any:
+    """A pass for `torch._inductor.config.post_grad_custom_post_pass`.
 
     Args:
-        anchors: Which nodes are costed.
-        chunked: As in `pin_order`.
-        version: Identifies what `anchors` accepts, for Inductor's cache of compiled graphs.
+        run: Changes a graph in place.
+        name: Identifies what it does, for Inductor's cache of compiled graphs.
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
-    class Pin(CustomGraphPass):
+    class Named(CustomGraphPass):
         def __call__(self, graph: torch.fx.Graph) -> None:
-            pin_order(graph, anchors, chunked)
+            run(graph)
 
         def uuid(self) -> Any:
-            return f"autosp_ir.pin_order 3 {chunked} {version}"
+            return name
 
-    return Pin()
+    return Named()
 
 
 def storage_key(tensor: torch.Tensor) -> Any:

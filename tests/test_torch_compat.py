@@ -9,7 +9,6 @@ import pytest
 import sympy
 import torch
 import torch.distributed as dist
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from autosp_ir import _torch_compat
 from autosp_ir.ir.graph import Graph
@@ -233,50 +232,3 @@ def test_a_model_with_fake_weights_takes_no_memory() -> None:
     with _torch_compat.fake_mode_for_export():
         model = model.to_empty(device="cpu")
     assert _torch_compat.is_fake(model.weight) and model.weight.device.type == "cpu"
-
-
-def _exchange_beside_products() -> torch.fx.GraphModule:
-    def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        started = torch.ops._c10d_functional.all_reduce(x, "sum", "0")
-        beside = torch.mm(w, w)
-        awaited: torch.Tensor = torch.ops._c10d_functional.wait_tensor(started)
-        return torch.mm(awaited, beside)
-
-    return make_fx(run, tracing_mode="fake")(torch.ones(2, 2), torch.ones(2, 2))
-
-
-def test_pins_tie_starts_and_waits_to_the_products_around_them() -> None:
-    module = _exchange_beside_products()
-    _torch_compat.pin_order(module.graph, lambda node: node.target is torch.ops.aten.mm.default)
-    module.graph.lint()
-    pinned = {n.name: n for n in module.graph.nodes if str(n.target) == "control_deps"}
-    assert [d.name for d in pinned["mm"].args[0]] == ["all_reduce"]
-    assert [d.name for d in pinned["wait_tensor"].args[0]] == ["mm"]
-    assert "mm_1" not in pinned
-
-
-def test_pins_keep_chunks_of_a_sum_apart() -> None:
-    """The second product of a chunk loop waits for the first and for the loss that the first chunk gave."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros(4, 4)
-        losses = []
-        for chunk in x.split(4):
-            made = torch.mm(chunk, w)
-            losses.append(made.exp().sum())
-            total = torch.addmm(total, made, w)
-        return torch.stack(losses).sum() + total.sum()
-
-    module = make_fx(run, tracing_mode="fake")(torch.ones(8, 4), torch.ones(4, 4))
-    _torch_compat.pin_order(module.graph, lambda n: n.target is torch.ops.aten.mm.default, chunked=True)
-    module.graph.lint()
-    pinned = {n.name: n for n in module.graph.nodes if str(n.target) == "control_deps"}
-    assert [d.name for d in pinned["mm_1"].args[0]] == ["mm", "sum_1"]
-    assert set(pinned) == {"mm_1"}
-
-
-def test_a_pinning_pass_identifies_itself_to_the_cache_of_compiled_graphs() -> None:
-    given = [(False, "a"), (False, "a"), (False, "b"), (True, "a")]
-    first, same, *others = (_torch_compat.pinning_pass(lambda _: True, *each).uuid() for each in given)
-    assert first == same and len({first, *others}) == 3

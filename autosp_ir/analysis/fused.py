@@ -35,6 +35,9 @@ _FUSED = (
     "prims.convert_element_type", "aten._to_copy", "aten.clone", "aten.full", "aten.scalar_tensor", "aten.arange",
     "aten.gather", "aten.scatter", "aten.constant_pad_nd", "aten.copy", "aten.fill", "aten.iota", "aten.rand",
 )  # fmt: skip
+# Inductor writes what reads more than this much, or, if several read it in turn, more than that much
+# (`realize_acc_reads_threshold`, `realize_reads_threshold`).
+_READS, _READS_AGAIN = 8, 4
 # Written over an operand that dies there.
 _IN_PLACE = ("autosp.addmm_float32", "_c10d_functional.all_reduce")
 
@@ -58,24 +61,29 @@ class Fusion:
         self.made = {n: aliasing.step(n) for n in self.nodes if n.op.kind != "output"}
         read = {n: {s for v in n.operands for s in aliasing.storages(v)} for n in self.nodes}
         self.saved = saved_storages([n for n in self.nodes if n.op.kind != "output"], aliasing)
-        self.absent = self._absent(read)
+        self.absent: set[Storage] = set()
         self.reads: dict[Node, set[Storage]] = {}
+        readers = self._readers(read)
         for node in self.nodes:
             sources = [self.reads[s.node] if s in self.absent else {s} for s in read[node]]
             self.reads[node] = set().union(*sources)
+            if _is_pointwise(node):
+                self.absent.update(s for s in self.made[node] if self._fuses(node, s, readers.get(s, [])))
 
-    def _absent(self, read: Mapping[Node, set[Storage]]) -> set[Storage]:
+    def _readers(self, read: Mapping[Node, set[Storage]]) -> dict[Storage, list[Node]]:
         readers: dict[Storage, list[Node]] = {}
         for node in self.nodes:
             if node.op.kind == "output" or self.runs(node):
                 for storage in read[node]:
                     readers.setdefault(storage, []).append(node)
-        return {
-            storage
-            for node, made in self.made.items()
-            for storage in made
-            if storage.owned and _is_pointwise(node) and _all_fused(node, readers.get(storage, ()))
-        }
+        return readers
+
+    def _fuses(self, node: Node, storage: Storage, readers: list[Node]) -> bool:
+        """Whether what a pointwise node makes is computed where it is read, and never written."""
+        if not storage.owned or not _all_fused(node, readers):
+            return False
+        again = len(readers) > 1 and len(self.reads[node]) > _READS_AGAIN
+        return not again and len(self.reads[node]) <= _READS
 
     def runs(self, node: Node) -> bool:
         """Whether the node does something: views and elements of tuples do not."""

@@ -13,7 +13,6 @@ from torch import Tensor, fx
 
 from autosp_ir._torch_compat import (
     compile_with_inductor,
-    pinning_pass,
     storage_key,
     trace_decomposed,
     write_in_place,
@@ -21,6 +20,7 @@ from autosp_ir._torch_compat import (
 from autosp_ir.comm.host_memory import name_strides, on_host
 from autosp_ir.emit.boxed import StepGraphs
 from autosp_ir.emit.fx_export import executable
+from autosp_ir.emit.pins import pinning_pass
 from autosp_ir.emit.split import SplitJoint
 from autosp_ir.ir.infer import fake_of
 from autosp_ir.ir.program import InputKind, OutputKind, Program

@@ -12,6 +12,7 @@ import autosp_ir as air
 from autosp_ir import _torch_compat
 from autosp_ir.emit import inductor
 from autosp_ir.emit.parallelize import default_pipeline
+from autosp_ir.emit.pins import pinning_pass
 from tests.emit.steps import Measured, largest_error, loss_of, measure
 from tests.models import build
 
@@ -78,7 +79,7 @@ def forward_order(rank: int, world: int, name: str, pinned: bool) -> list[str]:
 
 
 def _forward_code(name: str, pinned: bool) -> str:
-    with mock.patch.object(inductor, "pinning_pass", _torch_compat.pinning_pass if pinned else lambda *_: None):
+    with mock.patch.object(inductor, "pinning_pass", pinning_pass if pinned else lambda *_: None):
         return _code(name, "autosp.attention.default(", IN_GROUPS + OVERLAPPED)
 
 

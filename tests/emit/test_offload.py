@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -12,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._inductor import graph, lowering
-from torch._inductor.codecache import PyCodeCache
 
 import autosp_ir as air
-from autosp_ir import _torch_compat
 from autosp_ir._torch_compat import TorchDispatchMode
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.comm.host_memory import OFFLOAD, RELOAD, WAIT_COPY
 from autosp_ir.emit import inductor
 from autosp_ir.emit.parallelize import Backend
+from autosp_ir.emit.pins import pinning_pass
 from autosp_ir.testing.memory import measured_peak
 from tests.emit.late_copies import late_copies
 from tests.emit.steps import gradients, largest_error, loss_of, measure
+from tests.emit.written import written_code
 from tests.models import build
 
 torch.set_num_threads(1)
@@ -75,20 +73,6 @@ def test_step_by_step() -> None:
     check(model, air.parallelize(model, batch, backend="aot_eager", pipeline=f"{_LINE},{_OFFLOAD}"), batch)
 
 
-@contextmanager
-def written_code() -> Iterator[list[str]]:
-    """What Inductor generates inside this `with`."""
-    written: list[str] = []
-    inner = PyCodeCache.write
-
-    def write(source: str, *args: Any, **kwargs: Any) -> Any:
-        written.append(source)
-        return inner(source, *args, **kwargs)
-
-    with mock.patch.object(PyCodeCache, "write", write), torch._inductor.config.patch(fx_graph_cache=False):
-        yield written
-
-
 def operations(code: str) -> list[str]:
     """Products and copies in the order in which the code calls them."""
     called = re.findall(r"extern_kernels\.(mm)\(|= torch\.ops\.autosp\.(\w+)\.default\(", code)
@@ -97,7 +81,7 @@ def operations(code: str) -> list[str]:
 
 def compiled(pinned: bool) -> tuple[nn.Module, nn.Module, dict[str, Tensor], list[list[str]]]:
     model, batch = chain()
-    pinning = _torch_compat.pinning_pass if pinned else lambda *_: None
+    pinning = pinning_pass if pinned else lambda *_: None
     with written_code() as written, mock.patch.object(inductor, "pinning_pass", pinning):
         step = air.parallelize(model, batch, backend="inductor", pipeline=f"{_LINE},{_OFFLOAD}", seq_dims={"x": 1})
         loss_of(step(**batch)).backward()
