@@ -163,7 +163,7 @@ def _check_numbers(ctx: RuleContext, outcome: Outcome) -> None:
 
 
 def _misplaced(ctx: RuleContext, measured: Sequence[Value], shard: Shard) -> Value | None:
-    """A measured number that is read anywhere but as the length of the cut dimension."""
+    """A measured number that is anything but the length of the cut dimension, or is no part of the whole one."""
     node = ctx.node
     sizes = next((s for name in _SIZES if isinstance(s := node.arg(name), tuple | list)), ())
     position = shard.dim - (ctx.dim(ctx.tensors[0]) if node.is_op("aten.unflatten.int") else 0)
@@ -174,7 +174,7 @@ def _misplaced(ctx: RuleContext, measured: Sequence[Value], shard: Shard) -> Val
     left = list(measured)
     for place in places:
         index = next((i for i, v in enumerate(left) if v is place), None)
-        if index is not None:
+        if index is not None and ctx.is_local_length(left[index]):
             del left[index]
     return left[0] if left else None
 

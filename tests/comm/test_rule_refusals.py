@@ -221,6 +221,65 @@ def test_numbers_that_measure_a_shard_make_no_values() -> None:
     assert b.call("aten.arange", (whole,), {"dtype": I64}).type.layout[SP] == INVARIANT
 
 
+@pytest.mark.parametrize(
+    "length",
+    [
+        lambda b, own, other: own,
+        lambda b, own, other: b.call("operator.mul", (own, 3)),
+        lambda b, own, other: b.call("operator.mul", (other, own)),
+        lambda b, own, other: b.call("operator.add", (own, own)),
+        lambda b, own, other: b.call("operator.floordiv", (b.call("operator.mul", (own, 6)), 3)),
+    ],
+)
+def test_lengths_of_a_shard_are_parts_of_the_whole_length(length: Any) -> None:
+    b, own, other = _measured()
+    made = b.program.graph.create(
+        "aten.ones", ([length(b, own, other), 3],), {"dtype": F64}, type=TensorType((4, 3), F64)
+    )
+    assert infer_layout(made, b.program, SP, hint=Shard(0)) == Shard(0)
+    with pytest.raises(LayoutError, match="measures a sharded dimension"):
+        infer_layout(made, b.program, SP)
+
+
+@pytest.mark.parametrize(
+    "length",
+    [
+        lambda b, own, other: b.call("operator.add", (own, 1)),
+        lambda b, own, other: b.call("operator.sub", (other, own)),
+        lambda b, own, other: b.call("operator.mul", (own, own)),
+        lambda b, own, other: b.call("operator.mul", (b.call("operator.add", (own, 1)), 2)),
+        lambda b, own, other: b.call("operator.floordiv", (own, 3)),
+        lambda b, own, other: b.call("operator.floordiv", (other, own)),
+        lambda b, own, other: b.call("operator.mod", (own, 3)),
+    ],
+)
+def test_other_numbers_made_of_one_ranks_length_are_no_length_of_a_shard(length: Any) -> None:
+    b, own, other = _measured()
+    made = b.program.graph.create(
+        "aten.ones", ([length(b, own, other), 3],), {"dtype": F64}, type=TensorType((4, 3), F64)
+    )
+    for hint in (Shard(0), Shard(1), None):
+        with pytest.raises(LayoutError, match="measures a sharded dimension"):
+            infer_layout(made, b.program, SP, hint=hint)
+
+
+@pytest.mark.parametrize("measure", [("aten.sym_numel",), ("aten.sym_stride.int", 0)])
+def test_counts_and_strides_of_a_shard_are_one_ranks_numbers(measure: tuple[Any, ...]) -> None:
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 6), F64, layout={SP: Shard(1)})
+    number = b.call(measure[0], (x, *measure[1:]))
+    with pytest.raises(LayoutError, match="measures a sharded dimension"):
+        b.call("aten.ones", ([number],), {"dtype": F64})
+    assert b.call("aten.ones", ([b.call("aten.sym_stride.int", (x, 1))],), {"dtype": F64}).type.layout[SP] == INVARIANT
+
+
+def _measured() -> tuple[ProgramBuilder, Value, Value]:
+    """A builder, the length of a shard, and the length along another dimension of it."""
+    b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
+    x = b.input("x", (4, 6), F64, layout={SP: Shard(0)})
+    return b, b.call("aten.sym_size.int", (x, 0)), b.call("aten.sym_size.int", (x, 1))
+
+
 def test_a_hypothetical_placement_stands_in_for_the_stored_one() -> None:
     b = ProgramBuilder(mesh={SP: 2}, stage=Stage.JOINT)
     x = b.input("x", (4, 6), F64)

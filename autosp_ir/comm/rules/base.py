@@ -37,6 +37,8 @@ Outcome: TypeAlias = "Placement | tuple[Placement | None, ...]"
 
 Rule: TypeAlias = "Callable[[RuleContext], Outcome]"
 
+_MEASURES = ("aten.sym_size.int", "aten.sym_numel", "aten.sym_stride.int")
+
 WHOLE = INVARIANT
 """What a rule answers for a value that is the same on every rank."""
 
@@ -193,17 +195,42 @@ class RuleContext:
         """Scalar operands that measure a sharded dimension: numbers that differ from the whole model's."""
         return [v for v in self.node.operands if isinstance(v.type, ScalarType) and self._measures_shard(v, set())]
 
+    def is_local_length(self, value: Value) -> bool:
+        """Whether a number is a whole model's length divided by the ranks: one rank's length, or a multiple of it.
+
+        Of `own + 1` the ranks together would make as many more as there are ranks.
+        """
+        node = value.producer
+        numbers = [v for v in node.operands if isinstance(v.type, ScalarType)]
+        if node.is_op(*_MEASURES):
+            return self._measures_shard(value, set())
+        local = [v for v in numbers if self._measures_shard(v, set())]
+        if not all(self.is_local_length(v) for v in local):
+            return False
+        if node.is_op("operator.mul"):
+            return len(local) == 1
+        if node.is_op("operator.add", "operator.sub"):
+            return len(local) == 2
+        return node.is_op("operator.floordiv") and node.operands[0] in local and _is_multiple(*node.args)
+
     def _measures_shard(self, value: Value, seen: set[Value]) -> bool:
         if value in seen:
             return False
         seen.add(value)
         node = value.producer
-        if node.is_op("aten.sym_size.int"):
-            placement = self.placement(node.operands[0])
-            return (
-                isinstance(placement, Shard) and placement.dim == int(node.args[1]) % node.operands[0].tensor_type.ndim
-            )
+        if node.is_op(*_MEASURES):
+            source = node.operands[0]
+            placement = self.placement(source)
+            if not isinstance(placement, Shard) or node.is_op("aten.sym_numel"):
+                return isinstance(placement, Shard)
+            dim = int(node.args[1]) % source.tensor_type.ndim
+            return dim == placement.dim if node.is_op("aten.sym_size.int") else dim < placement.dim
         return any(self._measures_shard(v, seen) for v in node.operands if isinstance(v.type, ScalarType))
+
+
+def _is_multiple(number: Value, of: object) -> bool:
+    expr = number.type.expr if isinstance(number.type, ScalarType) else None
+    return isinstance(of, int) and of != 0 and expr is not None and bool((expr / of).is_integer)
 
 
 def stored_placement(value: Value, axis: str) -> Outcome:
