@@ -110,6 +110,8 @@ class Session:
     def accuracy(self, dtype: str, log: TextIO) -> None:
         """Compare gradients with a dense float32 run, for one dtype."""
         arguments = ["benchmarks.gpu.accuracy", "--seq", str(self.given.accuracy_seq)]
+        for text in self.given.variant:
+            arguments += ["--variant", text]
         sizes = Sizes(**(asdict(self.sizes) | {"dtype": dtype})).arguments()
         outcome, limit = self.run([*arguments, *sizes], self.given.gpus, log, {"mode": f"accuracy-{dtype}", "round": 0})
         rows = list(outcome.rows)
@@ -167,14 +169,17 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="ours-NAME=PIPELINE",
         help="adds a mode that runs PIPELINE, or with @RUNG the pipeline that `autosp-ir plan` calls so",
     )
-    parser.add_argument("--accuracy", action="store_true", help="compare gradients; alone, unless --modes is given")
+    parser.add_argument(
+        "--accuracy", action="store_true", help="compare gradients, of variants too; alone, unless --modes is given"
+    )
     parser.add_argument("--accuracy-seq", type=int, default=8192)
     parser.add_argument("--accuracy-dtypes", nargs="+", default=["bfloat16", "float32"])
     add_size_arguments(parser)
     given = parser.parse_args(words)
     text = given.modes if given.modes is not None else ("" if given.accuracy else DEFAULT_MODES)
     variants = [entry.split("=", 1)[0] for entry in given.variant]
-    given.modes = list(dict.fromkeys([*(mode for mode in text.split(",") if mode), *variants]))
+    timed = [] if given.accuracy and given.modes is None else variants
+    given.modes = list(dict.fromkeys([*(mode for mode in text.split(",") if mode), *timed]))
     for mode in given.modes:
         if mode not in MAKERS and not (mode in variants and is_ours(mode)):
             parser.error(f"no mode is called {mode!r}; a variant is called ours-NAME")

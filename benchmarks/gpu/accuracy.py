@@ -16,6 +16,7 @@ import os
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ CANDIDATES = ("ours", "ulysses-compile-loss")
 DENSE = "dense-eager"
 
 Gradients = dict[str, Tensor]
+
+# Of these many tokens logits exist at once.
+_LOSS_TOKENS = 4096
 
 
 @dataclass
@@ -141,23 +145,37 @@ def reference(sizes: Sizes, seq: int, device: torch.device) -> tuple[float, Grad
     model.gradient_checkpointing_enable()
     ids = tokens(sizes, seq, device)
     with sdpa_kernel([SDPBackend.MATH]):
-        # transformers' own loss takes logits in float32, whatever the model's dtype.
-        logits = model(input_ids=ids).logits[0, :-1]
-        loss = F.cross_entropy(logits, ids[0, 1:])
+        # transformers' own loss takes logits in float32, whatever the model's dtype, and those of all tokens at once.
+        hidden = model.model(input_ids=ids).last_hidden_state[0, :-1]
+        parts = zip(hidden.split(_LOSS_TOKENS), ids[0, 1:].split(_LOSS_TOKENS), strict=True)
+        sums: list[Any] = [checkpoint(_loss, model.lm_head, x, wanted, use_reentrant=False) for x, wanted in parts]
+        loss = torch.stack(sums).sum() / (seq - 1)
         loss.backward()
     return float(loss.detach()), {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def run(sizes: Sizes, seq: int, device: torch.device) -> None:
-    """Compare every candidate and print a row for each."""
+def _loss(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden), wanted, reduction="sum")
+
+
+def run(sizes: Sizes, seq: int, device: torch.device, pipelines: Mapping[str, str]) -> None:
+    """Compare every candidate and print a row for each.
+
+    Args:
+        sizes: Of the model.
+        seq: Tokens.
+        device: Of this rank.
+        pipelines: Pipelines of ours by a name that begins with `ours`, to be compared too.
+    """
     first = dist.get_rank() == 0
     true_loss, wanted = reference(sizes, seq, device) if first else (0.0, {})
     _free()
     if first:
         _report(Error(DENSE, sizes.dtype, seq, reference_loss=true_loss), _dense, sizes, device, wanted)
     dist.barrier()
-    for mode in CANDIDATES:
-        _report(Error(mode, sizes.dtype, seq, reference_loss=true_loss), _candidate, sizes, device, wanted)
+    for mode in (*CANDIDATES, *pipelines):
+        fill = partial(_candidate, Choice(mode, pipeline=pipelines.get(mode)))
+        _report(Error(mode, sizes.dtype, seq, reference_loss=true_loss), fill, sizes, device, wanted)
         dist.barrier()
 
 
@@ -179,9 +197,9 @@ def _dense(row: Error, sizes: Sizes, device: torch.device, wanted: Gradients) ->
     compare(row, gradients(model), wanted)
 
 
-def _candidate(row: Error, sizes: Sizes, device: torch.device, wanted: Gradients) -> None:
-    make: Any = maker_of(row.candidate)
-    model, prepare = make(sizes, device, Choice(row.candidate))
+def _candidate(choice: Choice, row: Error, sizes: Sizes, device: torch.device, wanted: Gradients) -> None:
+    make: Any = maker_of(choice.mode)
+    model, prepare = make(sizes, device, choice)
     case = prepare(row.seq)
     row.loss = global_loss(case)
     if dist.get_rank() == 0:
@@ -199,13 +217,14 @@ def main() -> None:
     """Compare one dtype at one length."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seq", type=int, default=8192)
+    parser.add_argument("--variant", action="append", default=[], metavar="ours-NAME=PIPELINE")
     add_size_arguments(parser)
     given = parser.parse_args()
     sizes = sizes_of(given)
     try:
         device = start(sizes)
         forbid_tf32()
-        run(sizes, given.seq, device)
+        run(sizes, given.seq, device, dict(text.split("=", 1) for text in given.variant))
     except Exception as error:  # the table holds every failure
         traceback.print_exc()
         report(Error(f"rank {os.environ['RANK']}", sizes.dtype, given.seq, error=describe(error)))

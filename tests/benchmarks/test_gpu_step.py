@@ -157,7 +157,8 @@ def test_a_variant_may_name_a_pipeline_of_the_plan() -> None:
 def test_variants_are_modes_and_unknown_modes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     given = arguments(["--modes", "ours,ring", "--variant", "ours-ac=canonicalize,remat{policy=min-cut}"])
     assert given.modes == ["ours", "ring", "ours-ac"]
-    assert arguments(["--accuracy"]).modes == []
+    assert arguments(["--accuracy", "--variant", "ours-a=canonicalize"]).modes == []
+    assert arguments(["--accuracy", "--modes", "ours", "--variant", "ours-a=b"]).modes == ["ours", "ours-a"]
     with pytest.raises(SystemExit):
         arguments(["--modes", "rings"])
     assert "no mode is called 'rings'" in capsys.readouterr().err
