@@ -348,6 +348,7 @@ def compile_with_inductor(
     donated: Sequence[int] = (),
     last_pass: Any = None,
     version: str = "",
+    reuse: bool = True,
 ) -> tuple[Callable[[list[Any]], Any], list[tuple[int, ...] | None]]:
     """Compile a decomposed ATen graph.
 
@@ -359,6 +360,8 @@ def compile_with_inductor(
         donated: Positions of inputs whose memory the code may overwrite, because nothing else reads them.
         last_pass: From `graph_pass`: runs behind Inductor's own graph passes.
         version: Of the operators in the graph, of which Inductor's cache knows the names alone.
+        reuse: Whether a buffer that is no longer read may be kept for a later one of its size, or goes back to the
+            allocator at once.
 
     Returns:
         A callable that takes one list of arguments and empties it, and the strides of its outputs (None where an
@@ -373,10 +376,12 @@ def compile_with_inductor(
     # The two fields of AOTAutograd's metadata that Inductor reads.
     metadata: Any = SimpleNamespace(bw_donated_idxs=list(donated), static_input_indices=[])
     context.fw_metadata = metadata
-    passes = config.patch(post_grad_custom_post_pass=last_pass) if last_pass is not None else contextlib.nullcontext()
+    changes: dict[str, Any] = {"allow_buffer_reuse": reuse and config.allow_buffer_reuse}
+    if last_pass is not None:
+        changes["post_grad_custom_post_pass"] = last_pass
     settings: Any = torch.compiler.config
     own_entries = settings.patch(cache_key_tag=f"{settings.cache_key_tag}{version}")
-    with tracing(context), TracingContext.report_output_strides() as strides, passes, own_entries:
+    with tracing(context), TracingContext.report_output_strides() as strides, config.patch(changes), own_entries:
         # Its patterns turn the scatter of a loss's backward into arithmetic that fuses: no second logits tensor.
         graph = joint_graph_passes(graph)
         compiled: Callable[[list[Any]], Any] = compile_fx_inner(graph, list(inputs), is_backward=is_backward)

@@ -46,10 +46,10 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     # What these passes arranged would otherwise be rearranged, and chunks fused with one another.
     arranged = split.forward.facts & {"overlapped", "tiled", "offloaded"}
     pins = pinning_pass(_is_costed, "tiled" in arranged, ",".join(_COSTED)) if arranged else None
-    version = _version_of_operators()
-    forward, strides = compile_with_inductor(
-        traced, inputs, split.forward.fake_mode, is_backward=False, last_pass=pins, version=version
-    )
+    # A buffer that waits for a later one of its size is memory that the chunks in between cannot have.
+    reuse = not split.forward.facts & {"tiled", "head-chunked", "offloaded"}
+    settings: dict[str, Any] = {"last_pass": pins, "version": _version_of_operators(), "reuse": reuse}
+    forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False, **settings)
     if split.backward is None:
         return StepGraphs(forward, None)
     specs = split.forward.signature.outputs
@@ -59,7 +59,7 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
         i for i, s in enumerate(split.backward.signature.inputs) if s.kind is InputKind.SAVED and s.target in own
     ]
     backward, _ = compile_with_inductor(
-        traced, inputs, split.backward.fake_mode, is_backward=True, donated=donated, last_pass=pins, version=version
+        traced, inputs, split.backward.fake_mode, is_backward=True, donated=donated, **settings
     )
     return StepGraphs(forward, backward, overwrites=frozenset(own))
 

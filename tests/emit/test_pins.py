@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import fx
+from torch._inductor import compile_fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import autosp_ir as air
@@ -84,4 +86,25 @@ def test_the_gradient_of_logits_takes_their_place(implied: bool, monkeypatch: py
         step(**batch).loss.backward()
     forward = next(code for code in written if "autosp.attention.default(" in code)
     logits = re.findall(r"empty_strided_cpu\(\((?:1, )?64, 2000\),", forward)
-    assert (len(logits) > 1) is implied and logits
+    assert len(logits) == (8 if implied else 4), "those of one chunk after the other"
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_chunks_leave_no_memory_waiting_for_a_later_buffer(tiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor keeps what is no longer read for the next buffer of its size: the chunks in between would do without."""
+    inner = compile_fx.compile_fx_inner
+    kept: list[bool] = []
+
+    def compile_inner(*args: Any, **kwargs: Any) -> Any:
+        kept.append(torch._inductor.config.allow_buffer_reuse)
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", compile_inner)
+    model, batch = build("plain", length=32)
+    cut = "tile{chunks=4}," if tiled else ""
+    pipeline = (
+        f"canonicalize,pad-tokens{{multiple=4}},token-partition,ulysses,{cut}differentiate,remat,grad-sync,lower-comm"
+    )
+    air.parallelize(model, batch, backend="inductor", pipeline=pipeline)
+    assert kept == [not tiled] * 2
+    assert torch._inductor.config.allow_buffer_reuse
