@@ -160,10 +160,15 @@ class _ReshapedError(SimulationError):
 
 
 def _aligned(program: Program, oracle: Program) -> dict[str, str]:
-    """Each value's counterpart in the oracle, by name."""
+    """Each value's counterpart in the oracle, by name: made by the same operation."""
     mine, theirs = ([n for n in p.graph.nodes if n.results] for p in (program, oracle))
     if [(n.name, n.op.name) for n in mine] == [(n.name, n.op.name) for n in theirs]:
-        return {n.name: n.name for n in mine}
+        # Of the same values, too: autograd differentiates a product in another order where extents are one.
+        same: dict[str, str] = {}
+        for a, b in zip(mine, theirs, strict=True):
+            if [same.get(v.producer.name) for v in a.operands] == [v.producer.name for v in b.operands]:
+                same[a.name] = b.name
+        return same
     keys = [[(n.op.name, n.phase, n.origin.source, n.origin.module) for n in nodes] for nodes in (mine, theirs)]
     blocks = difflib.SequenceMatcher(None, keys[0], keys[1], autojunk=False).get_matching_blocks()
     return {mine[b.a + i].name: theirs[b.b + i].name for b in blocks for i in range(b.size)}
