@@ -112,7 +112,7 @@ def assert_same_numbers(
         batch: User inputs; drawn at random when None, as are parameters that the programs are not bound to.
         rtol: Largest relative error.
         seed: Of random inputs.
-        least: Magnitude that every gradient counts as at least; see `compare_runs`.
+        least: Magnitude that every output and gradient counts as at least; see `compare_runs`.
 
     Raises:
         EquivalenceError: They differ. AutoSPError when one of them cannot be run.

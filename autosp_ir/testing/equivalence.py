@@ -205,8 +205,8 @@ def compare_runs(
         expected: The reference.
         rtol: Largest error that passes.
         floor: Part of the largest gradient that every gradient counts as at least.
-        least: Magnitude that every gradient counts as at least, for programs whose gradients may all be zero by
-            construction.
+        least: Magnitude that every output and gradient counts as at least, for programs of which some may be zero but
+            for rounding, such as the mean of what was centred.
         title: Of the report.
     """
     report = Report(title, rtol)
@@ -214,7 +214,7 @@ def compare_runs(
         where = f" on rank {rank}" if len(found.outputs) > 1 else ""
         report.deviations += [
             Deviation(f"{d.what}{where}", d.error, d.note)
-            for d in compare_named("output", outputs, expected.outputs[0])
+            for d in compare_named("output", outputs, expected.outputs[0], floor=least)
         ]
     report.deviations += compare_named("buffer", found.buffers, expected.buffers)
     report.deviations += compare_named(

@@ -11,6 +11,7 @@ from autosp_ir.errors import SimulationError
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import INVARIANT, Layout, Shard
 from autosp_ir.pipeline.manager import PassManager
+from autosp_ir.rewrite.builder import ProgramBuilder
 from autosp_ir.sim.layout_truth import assemble, check_layout_truth, split
 from tests.comm.layout_probe import placements_of
 from tests.models.zoo import build
@@ -66,3 +67,20 @@ def test_what_is_split_is_assembled_again(dtype: torch.dtype) -> None:
 def test_ranks_that_differ_are_no_whole_value() -> None:
     with pytest.raises(SimulationError, match="ranks 0 and 1"):
         assemble([torch.zeros(2), torch.ones(2)], INVARIANT)
+
+
+def test_values_made_of_others_are_no_counterparts() -> None:
+    """Autograd differentiates in another order where extents are one, and names what it makes alike."""
+
+    def program(ranks: int, of: int) -> Program:
+        b = ProgramBuilder(mesh={"sp": ranks})
+        x = b.input("x", (4,), torch.float64)
+        made = [b.aten.neg(x), b.aten.exp(x)]
+        squared = b.aten.mul.Tensor(made[of], made[of])
+        b.output(out=b.aten.sin(squared))
+        return b.build()
+
+    batch = {"x": torch.arange(4, dtype=torch.float64)}
+    report = check_layout_truth(program(2, 0), program(1, 1), batch)
+    assert report.compared == ["x", "neg", "exp"] and report.unmatched == ["mul", "sin"]
+    assert not check_layout_truth(program(2, 0), program(1, 0), batch).unmatched

@@ -19,7 +19,7 @@ from tests.fuzz.pipelines import draw_pipeline, draw_ranks
 from tests.fuzz.token_programs import token_program
 
 _JOINT_SHARE = 0.1
-# Inputs are of size one, and some programs have no gradient but what rounding leaves of it.
+# Inputs are of size one, and some programs have no output or gradient but what rounding leaves of it.
 _LEAST = 1e-2
 
 

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from autosp_ir.capture.program import capture
 from autosp_ir.errors import AutoSPError
 from autosp_ir.pipeline.manager import PassManager
+from autosp_ir.rewrite.builder import ProgramBuilder
+from autosp_ir.sim.lockstep import simulate
 from autosp_ir.testing import DenseReference, EquivalenceError, assert_equivalent, compare_to_dense
+from autosp_ir.testing.equivalence import compare_runs
 from tests.models.architectures import small
 from tests.testing.toy_models import canonical, tokenwise
 
@@ -110,3 +113,20 @@ def test_queries_that_attend_to_nothing_have_the_gradients_of_attention_as_it_is
     batch["attention_mask"] = mask
     reference = DenseReference.of(model, batch)
     assert reference.check(PassManager("canonicalize").run(reference.program).program).ok
+
+
+def test_what_rounding_leaves_of_zero_is_measured_against_a_magnitude() -> None:
+    def centred(factor: float) -> Any:
+        b = ProgramBuilder()
+        x = b.input("x", (3, 4), torch.float64)
+        mean = b.aten.mean.dim(x, [1], True)
+        b.output(out=b.aten.mean.dim(b.aten.sub.Tensor(b.aten.mul.Scalar(x, factor), mean), [1]))
+        return b.build()
+
+    x = torch.tensor([[1.0, 0.1, 0.2, 0.3]] * 3, dtype=torch.float64)
+    runs = [simulate(centred(factor), {"x": x}) for factor in (1.0, 1.0 + 1e-15, 1.0 + 1e-9)]
+    compare_runs(runs[1], runs[0], least=1e-2).check()
+    with pytest.raises(EquivalenceError):
+        compare_runs(runs[1], runs[0]).check()
+    with pytest.raises(EquivalenceError):
+        compare_runs(runs[2], runs[0], least=1e-2).check()
