@@ -195,7 +195,8 @@ def workspace(node: Node, on: Device | None, symbols: Mapping[str, int] | None =
     Raises:
         UnsupportedError: An extent is symbolic and has no number.
     """
-    if on is None or not on.attention_workspace or not _is_attention_backward(node):
+    # That of a learned bias runs block by block.
+    if on is None or not on.attention_workspace or not node.is_op("autosp.attention_backward"):
         return 0
     sizes = _Sizes(symbols or {})
     q, k, v = (node.arg(name) for name in ("q", "k", "v"))
@@ -274,10 +275,6 @@ def _has(node: Node, argument: str) -> bool:
 
 def _attends(node: Node) -> bool:
     return node.op.has(Trait.ATTENTION) or node.op.name.startswith("autosp.attention")
-
-
-def _is_attention_backward(node: Node) -> bool:
-    return node.is_op("autosp.attention_backward", "autosp.attention_bias_backward")
 
 
 def _product(node: Node, sizes: _Sizes) -> float:
