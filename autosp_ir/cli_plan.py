@@ -32,7 +32,7 @@ def plan(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="What computes: h100, h200, a100 or cpu.")] = "h100",
     link: Annotated[
-        str, typer.Option("--link", help="What connects them: nvlink4, nvlink3, pcie or network-400g.")
+        str, typer.Option("--link", help="What connects them: nvlink4, nvlink3, pcie5, pcie or network-400g.")
     ] = "nvlink4",
     host_memory: Annotated[
         float,

@@ -3,16 +3,18 @@
     torchrun --nproc-per-node=2 -m benchmarks.exposed --seq 32768 --pipeline "plain=…" --pipeline "ours=…,overlap{…}"
 
 Each pipeline is compiled, warmed up and profiled for a few steps; what is exposed on rank 0 is printed beside the
-estimate for the same program, and both are drawn. NCCL_P2P_DISABLE=1 makes communication slow enough to matter.
+estimate for the same program, and both are drawn and written as a Chrome trace. NCCL_P2P_DISABLE=1 makes communication slow enough to matter.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import statistics
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import autosp_ir as air
 from autosp_ir.emit.parallelize import default_pipeline
-from autosp_ir.viz.lanes import Lane, exposed_seconds, lanes_svg, measured_lanes, predicted_lanes
+from autosp_ir.viz.lanes import Lane, exposed_seconds, lanes_svg, lanes_trace, measured_lanes, predicted_lanes
 from benchmarks.gpu import ours  # noqa: F401  registers the passes where they are not installed
 from benchmarks.gpu.sizes import add_size_arguments, sizes_of
 from benchmarks.gpu.workload import build, start, tokens
@@ -62,6 +64,8 @@ def main() -> None:
                 print(json.dumps({k: v for k, v in rows[-1].items() if k != "pipeline"}), flush=True)
                 stem = f"{name.replace(' ', '-')}-{seq}"
                 (given.out / f"{stem}.svg").write_text(lanes_svg(pictures))
+                with gzip.open(given.out / f"{stem}.json.gz", "wt") as trace:
+                    json.dump(lanes_trace(pictures), trace)
                 (given.out / "exposed.json").write_text(json.dumps(rows, indent=1) + "\n")
     dist.destroy_process_group()
 
@@ -98,11 +102,20 @@ def _measured(
         "exposed_ms": 1e3 * exposed[middle],
         "exposed_spread_ms": [1e3 * min(exposed), 1e3 * max(exposed)],
         "communication_ms": 1e3 * sum(s.seconds for lane in profiles[middle][1:] for s in lane.slices),
+        "kernels_ms": _by_kind(profiles[middle][0]),
         "predicted_ms": 1e3 * max(s.begin + s.seconds for lane in predicted for s in lane.slices),
         "predicted_exposed_ms": 1e3 * exposed_seconds(predicted),
         "predicted": predicted,
         "measured": profiles[middle],
     }
+
+
+def _by_kind(compute: Lane) -> dict[str, float]:
+    """Milliseconds of the kernels of each kind."""
+    total: Counter[str] = Counter()
+    for each in compute.slices:
+        total[each.kind] += 1e3 * each.seconds
+    return dict(total)
 
 
 def _profiled(once: Any) -> list[Lane]:

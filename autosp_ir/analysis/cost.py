@@ -82,6 +82,8 @@ LINKS = {
     for link in (
         Link("nvlink4", 200e9),
         Link("nvlink3", 130e9),
+        # Through host memory: PCI Express 5.0 as measured with NCCL_P2P_DISABLE=1, and 4.0.
+        Link("pcie5", 26e9, 40e-6),
         Link("pcie", 12e9, 40e-6),
         Link("network-400g", 40e9, 30e-6),
     )

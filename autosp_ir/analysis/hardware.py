@@ -35,7 +35,7 @@ def this_link(device: str) -> str:
         device: From `this_device`.
     """
     if os.environ.get("NCCL_P2P_DISABLE") == "1":
-        return "pcie"
+        return "pcie" if device == "a100" else "pcie5"
     return "nvlink3" if device == "a100" else "nvlink4"
 
 

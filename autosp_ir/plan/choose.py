@@ -37,7 +37,7 @@ def plan(
         passes: The pipeline to start from.
         axis: The mesh axis that shares the sequence.
         device: What computes: h100, h200, a100 or cpu.
-        link: What connects the ranks: nvlink4, nvlink3, pcie or network-400g.
+        link: What connects the ranks: nvlink4, nvlink3, pcie5, pcie or network-400g.
         fused: Whether a compiler fuses the program, as Inductor does.
         strict: Refuse instead of gathering tokens.
         host: Bytes of host memory that a rank may pin; 0 leaves out the pipelines that use it.

@@ -76,7 +76,7 @@ def predicted_lanes(
     Args:
         program: A lowered program without symbolic extents.
         device: What computes: h100, h200, a100 or cpu.
-        link: What connects the ranks: nvlink4, nvlink3, pcie or network-400g.
+        link: What connects the ranks: nvlink4, nvlink3, pcie5, pcie or network-400g.
         fused: Whether a compiler fuses the program, as Inductor does.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from autosp_ir.analysis.cost import is_costed
 from autosp_ir.analysis.timeline import is_start, is_wait, stream_of
@@ -80,6 +80,36 @@ def wait_late(order: Sequence[Node]) -> list[Node]:
     return result
 
 
+def loose_waits(order: Sequence[Node]) -> list[Node]:
+    """The waits that nothing costed and no start reads, not even through light work: those that the caller reads.
+
+    Args:
+        order: Nodes in a topological order.
+    """
+    position = {n: i for i, n in enumerate(order)}
+    loose: set[Node] = set()
+    for node in reversed(order):
+        if (is_wait(node) or is_light(node)) and all(u in loose for u in node.users if u in position):
+            loose.add(node)
+    return [n for n in order if is_wait(n) and n in loose]
+
+
+def wait_last(order: Sequence[Node], waits: Collection[Node]) -> list[Node]:
+    """Put some waits, and the light work behind them, at the end.
+
+    An estimate says when a collective is done; where nothing reads it, there is no need to rely on that.
+
+    Args:
+        order: Nodes in a topological order.
+        waits: Some of `loose_waits`.
+    """
+    chosen, moved = set(waits), set[Node]()
+    for node in order:
+        if node in chosen or any(v.producer in moved for v in node.operands):
+            moved.add(node)
+    return [n for n in order if n not in moved] + [n for n in order if n in moved]
+
+
 def out_of_place(before: Sequence[Node], after: Sequence[Node]) -> list[tuple[Node, Node | None]]:
     """The fewest moves that turn one order into another: `(node, the node it comes to stand behind)`, in order."""
     rank = {n: i for i, n in enumerate(before)}
@@ -105,4 +135,4 @@ def out_of_place(before: Sequence[Node], after: Sequence[Node]) -> list[tuple[No
     return moves
 
 
-__all__ = ["is_light", "out_of_place", "start_early", "wait_late"]
+__all__ = ["is_light", "loose_waits", "out_of_place", "start_early", "wait_last", "wait_late"]

@@ -3,8 +3,10 @@
 A parameter that meets sharded work passes `invariant_to_replicate`, so its gradient ends in an all-reduce. Mode
 `in_graph` keeps one all-reduce per parameter, as soon as the gradient is there: autograd leaves them all to the end,
 where nothing is left to run beside them. Small ones, such as those of norms, can share one: what they take is latency.
-Mode `external` leaves it out and multiplies by the number of ranks, so
-that averaging over the ranks, which DDP does, gives the complete gradient.
+That of an
+embedding may be made of the gathered gradients of all tokens instead, where these are smaller than the table. Mode
+`external` leaves the reduction out and multiplies by the number of ranks, so that averaging over the ranks, which DDP
+does, gives the complete gradient.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from autosp_ir.ir.types import PARTIAL, Layout
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_passes._buckets import buckets, reduce_together
+from autosp_passes._embedding_gradients import Choice, gather_rows
 
 _REDUCE = "autosp.all_reduce"
 # Linear in their first operand whatever the others are, so that they commute with a sum over ranks.
@@ -56,8 +59,10 @@ class GradSync(Pass):
         """`in_graph`: every rank returns the complete gradient. `external`: ranks x its partial sum, to be averaged."""
         bucket: float | Literal["auto"] = 0.0
         """MiB up to which gradients share a reduction; `auto`: what the link sends in the time of its latency."""
+        embeddings: Choice = "auto"
+        """How gradients of embeddings become whole: `reduce` them, `gather` their tokens, or what takes less time."""
         link: str = "nvlink4"
-        """What connects the ranks, for `bucket=auto`: nvlink4, nvlink3, pcie or network-400g."""
+        """What connects the ranks, for `auto`: nvlink4, nvlink3, pcie5, pcie or network-400g."""
 
     options: Options
 
@@ -77,6 +82,11 @@ class GradSync(Pass):
         if self.options.mode == "external":
             _leave_to_caller(program, rewriter, ctx)
         else:
+            for reduction in _reductions(program):
+                if rewriter.allows(reduction, "gather-rows") and gather_rows(
+                    reduction, self.options.embeddings, over, rewriter
+                ):
+                    ctx.count("gathered embeddings")
             _reduce_when_ready(program, rewriter, ctx)
             for members in buckets(_reductions(program), limit):
                 if rewriter.allows(members[-1], "bucket"):

@@ -44,7 +44,7 @@ class HeadChunk(Pass):
         """Groups of heads of each attention; `auto`: up to four, for memory; `overlap`: as many of these as leave the
         least communication exposed, the latency of more exchanges counted."""
         link: str = "nvlink4"
-        """What connects the ranks, for `overlap`: nvlink4, nvlink3, pcie or network-400g."""
+        """What connects the ranks, for `overlap`: nvlink4, nvlink3, pcie5, pcie or network-400g."""
 
     options: Options
 

@@ -46,7 +46,7 @@ class Overlap(Pass):
         device: str = "h100"
         """What computes, for the estimate: h100, h200, a100 or cpu."""
         link: str = "nvlink4"
-        """What connects the ranks, for the estimate: nvlink4, nvlink3, pcie or network-400g."""
+        """What connects the ranks, for the estimate: nvlink4, nvlink3, pcie5, pcie or network-400g."""
         host_link: str = "pcie5"
         """What connects a device to host memory, where the program offloads: pcie5, pcie4 or nvlink-c2c."""
         memory: float = 1.02

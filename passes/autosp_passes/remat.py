@@ -58,7 +58,7 @@ class Remat(Pass):
         device: str = "h100"
         """For `budget`, what prices compute: h100, h200, a100 or cpu."""
         link: str = "nvlink4"
-        """For `budget`, what prices collectives: nvlink4, nvlink3, pcie or network-400g."""
+        """For `budget`, what prices collectives: nvlink4, nvlink3, pcie5, pcie or network-400g."""
         seconds: float = Field(4.0, gt=0)
         """For `budget`, how long to search."""
 

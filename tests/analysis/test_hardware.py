@@ -40,6 +40,9 @@ def test_an_unknown_gpu_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "abacus 1" in caplog.text
 
 
-def test_without_peer_access_traffic_goes_through_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "link"), [("h200", "pcie5"), ("h100", "pcie5"), ("a100", "pcie")])
+def test_without_peer_access_traffic_goes_through_the_host(
+    device: str, link: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
-    assert this_link("h100") == "pcie"
+    assert this_link(device) == link in LINKS

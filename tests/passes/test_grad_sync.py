@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from autosp_ir._torch_compat import new_fake_mode
 from autosp_ir.comm.layout import infer_layouts
 from autosp_ir.ir.program import InputSpec, OutputKind, OutputSpec, Program
 from autosp_ir.ir.types import PARTIAL
@@ -107,3 +109,65 @@ def test_gradients_of_inputs_and_of_whole_parameters_stay_complete() -> None:
         torch.testing.assert_close(after.grads[name], before.grads[name])
     layouts = [v.tensor_type.layout["sp"] for v in external.graph.output_node.args[0]]
     assert [placement == PARTIAL for placement in layouts] == [False, False, True, False]
+
+
+VOCABULARY = 12
+
+
+def embedded(idx: Tensor, x: Tensor, w: Tensor, *, padding: int, twice: bool = False) -> Tensor:
+    """Tokens looked up in a table, cut over the ranks, times other tokens."""
+    whole = autosp("invariant_to_replicate", w, "sp", SIZE)
+    h = torch.nn.functional.embedding(autosp("shard", idx, 1, "sp", SIZE), whole, padding_idx=padding)
+    h = h * autosp("shard", x, 1, "sp", SIZE)
+    h = h @ whole.t() if twice else h
+    return autosp("all_reduce", (h * h).sum(), "sp", SIZE)
+
+
+def dense_embedded(idx: Tensor, x: Tensor, w: Tensor, *, padding: int, twice: bool = False) -> Tensor:
+    h = torch.nn.functional.embedding(idx, w, padding_idx=padding) * x
+    h = h @ w.t() if twice else h
+    return (h * h).sum()
+
+
+def table_inputs(width: int = 6) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    # Few entries, so that tokens of several ranks share one.
+    idx = torch.randint(0, 5, (2, 2 * SIZE))
+    x = torch.randn(2, 2 * SIZE, width, dtype=torch.float64)
+    return {"labels": idx, "x": x, "w": torch.randn(VOCABULARY, width, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("padding", [-1, 3])
+def test_gathered_tokens_give_the_gradient_of_a_table(padding: int, twice: bool) -> None:
+    inputs = table_inputs()
+    program = joint(partial(embedded, padding=padding, twice=twice), inputs)
+    result = PassManager("grad-sync{embeddings=gather},lower-comm").run(program)
+    batch = {n: inputs[n] for n in ("labels", "x")}
+    sim = simulate(result.program, batch)
+    weight = inputs["w"].clone().requires_grad_()
+    dense_embedded(*batch.values(), weight, padding=padding, twice=twice).backward()
+    torch.testing.assert_close(sim.grads["w"], weight.grad, rtol=1e-10, atol=1e-10)
+    # A table that is also multiplied needs the reduction of that gradient in any case.
+    assert len(weight_reductions(sim)) == (1 if twice else 0)
+    assert result.statistics["grad-sync"].get("gathered embeddings", 0) == (0 if twice else 1)
+
+
+@pytest.mark.parametrize(("width", "entries", "gathers"), [(4096, 4096, False), (4096, 131072, True), (8, 4096, False)])
+def test_what_sends_less_is_chosen(width: int, entries: int, gathers: bool) -> None:
+    with new_fake_mode():
+        inputs = {
+            "labels": torch.zeros((1, 4096 * SIZE), dtype=torch.int64),
+            "x": torch.zeros((1, 4096 * SIZE, width)),
+            "w": torch.zeros((entries, width)),
+        }
+    program = joint(partial(embedded, padding=-1), inputs)
+    statistics = PassManager("grad-sync").run(program).statistics["grad-sync"]
+    assert statistics.get("gathered embeddings", 0) == int(gathers)
+
+
+def test_tables_are_reduced_if_that_is_wanted_or_left_to_the_caller() -> None:
+    inputs = table_inputs()
+    for options in ("embeddings=reduce", "mode=external embeddings=gather"):
+        program = joint(partial(embedded, padding=-1), inputs)
+        assert not PassManager(f"grad-sync{{{options}}}").run(program).program.find("autosp.all_gather")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from autosp_ir.analysis.timeline import Timeline
-from autosp_passes._motion import start_early, wait_late
+from autosp_passes._motion import loose_waits, start_early, wait_last, wait_late
 from autosp_passes._schedule.cp_sat import solve
 from autosp_passes._schedule.lists import Yielding, list_order
 from autosp_passes._schedule.problem import Problem
@@ -58,13 +58,33 @@ def best(problem: Problem, cap: float, effort: float = 0.0) -> Schedule:
         candidate = _judged(problem, name, order)
         if candidate.peak <= cap and _key(candidate) < _key(found):
             found = candidate
-    if not effort:
-        return found
-    solved = solve(problem, found.order, effort).order
-    if solved is None:
-        return found
-    candidate = _judged(problem, "cp-sat", settled(problem, solved))
-    return candidate if candidate.peak <= cap and _key(candidate) < _key(found) else found
+    solved = solve(problem, found.order, effort).order if effort else None
+    if solved is not None:
+        candidate = _judged(problem, "cp-sat", settled(problem, solved))
+        found = candidate if candidate.peak <= cap and _key(candidate) < _key(found) else found
+    return _patient(problem, found, cap)
+
+
+def _patient(problem: Problem, found: Schedule, cap: float) -> Schedule:
+    """The same order, with as many waits at its end as the memory allows of those that only the caller needs.
+
+    Where a link is slower than the estimate, a wait in the middle stalls all that stands behind it. The collectives
+    that began last are the last to be done, so that their waits go first.
+    """
+    order = [problem.nodes[i] for i in found.order]
+    waits = loose_waits(order)
+    number = {node: i for i, node in enumerate(problem.nodes)}
+    result, few, many = found, 0, len(waits)
+    while few < many:
+        count = (few + many + 1) // 2
+        later = wait_last(order, waits[-count:])
+        candidate = _judged(problem, found.name, [number[n] for n in later])
+        slower = candidate.timeline.makespan > found.timeline.makespan * (1 + 1e-9)
+        if slower or candidate.peak > max(cap, found.peak):
+            many = count - 1
+        else:
+            result, few = candidate, count
+    return result
 
 
 def _key(schedule: Schedule) -> tuple[float, int]:
