@@ -422,6 +422,17 @@ def graph_pass(run: Callable[[torch.fx.Graph], None], name: str) -> Any:
     return Named()
 
 
+def spin(seconds: float, device: torch.device) -> None:
+    """Queue a kernel of one thread that does nothing for a while.
+
+    Args:
+        seconds: How long at 2 GHz, the clock that no GPU of today exceeds: longer on one of a lower clock.
+        device: A CUDA device; its current stream.
+    """
+    with torch.cuda.device(device):
+        torch.cuda._sleep(int(seconds * 2e9))
+
+
 def storage_key(tensor: torch.Tensor) -> Any:
     """Equal for tensors that share storage, fake ones included."""
     from torch.multiprocessing.reductions import StorageWeakRef

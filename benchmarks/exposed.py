@@ -3,7 +3,8 @@
     torchrun --nproc-per-node=2 -m benchmarks.exposed --seq 32768 --pipeline "plain=…" --pipeline "ours=…,overlap{…}"
 
 Each pipeline is compiled, warmed up and profiled for a few steps; what is exposed on rank 0 is printed beside the
-estimate for the same program, and both are drawn and written as a Chrome trace. NCCL_P2P_DISABLE=1 makes communication slow enough to matter.
+estimate for the same program, and both are drawn and written as a Chrome trace. NCCL_P2P_DISABLE=1 makes communication
+slow enough to matter.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,10 @@ def _measured(
 
 def _by_kind(compute: Lane) -> dict[str, float]:
     """Milliseconds of the kernels of each kind."""
-    total: Counter[str] = Counter()
+    total: dict[str, float] = {}
     for each in compute.slices:
-        total[each.kind] += 1e3 * each.seconds
-    return dict(total)
+        total[each.kind] = total.get(each.kind, 0.0) + 1e3 * each.seconds
+    return total
 
 
 def _profiled(once: Any) -> list[Lane]:

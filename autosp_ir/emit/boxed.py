@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from autosp_ir.emit.fx_export import executable
+from autosp_ir.emit.head_starts import give_head_starts
 from autosp_ir.emit.split import SplitJoint
 
 Boxed = Callable[[list[Any]], Any]
@@ -34,11 +35,14 @@ def aten_graphs(split: SplitJoint) -> StepGraphs:
     Args:
         split: The halves of a joint program.
     """
-    backward = _boxed(executable(split.backward)) if split.backward is not None else None
-    return StepGraphs(_boxed(executable(split.forward)), backward)
+    overlaps = "overlapped" in split.forward.facts
+    backward = _boxed(executable(split.backward), overlaps) if split.backward is not None else None
+    return StepGraphs(_boxed(executable(split.forward), overlaps), backward)
 
 
-def _boxed(graph: fx.GraphModule) -> Boxed:
+def _boxed(graph: fx.GraphModule, overlaps: bool) -> Boxed:
+    if overlaps:
+        give_head_starts(graph.graph)
     interpreter = fx.Interpreter(graph)
 
     def run(arguments: list[Any]) -> Any:

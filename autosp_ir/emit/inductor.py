@@ -20,16 +20,11 @@ from autosp_ir._torch_compat import (
 from autosp_ir.comm.host_memory import name_strides, on_host
 from autosp_ir.emit.boxed import StepGraphs
 from autosp_ir.emit.fx_export import executable
+from autosp_ir.emit.head_starts import COSTED, is_costed
 from autosp_ir.emit.pins import pinning_pass
 from autosp_ir.emit.split import SplitJoint
 from autosp_ir.ir.infer import fake_of
 from autosp_ir.ir.program import InputKind, OutputKind, Program
-
-_COSTED = (
-    "aten.mm.default", "aten.bmm.default", "aten.addmm.default", "aten.baddbmm.default",
-    "autosp.attention.default", "autosp.attention_backward.default",
-    "autosp.attention_bias_backward.default",
-)  # fmt: skip
 
 
 def inductor_graphs(split: SplitJoint) -> StepGraphs:
@@ -45,7 +40,7 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     own = _with_own_storage(split.forward, traced, inputs)
     # What these passes arranged would otherwise be rearranged, and chunks fused with one another.
     arranged = split.forward.facts & {"overlapped", "tiled", "offloaded"}
-    pins = pinning_pass(_is_costed, "tiled" in arranged, ",".join(_COSTED)) if arranged else None
+    pins = pinning_pass(is_costed, "tiled" in arranged, ",".join(COSTED)) if arranged else None
     # A buffer that waits for a later one of its size is memory that the chunks in between cannot have.
     reuse = not split.forward.facts & {"tiled", "head-chunked", "offloaded"}
     settings: dict[str, Any] = {"last_pass": pins, "version": _version_of_operators(), "reuse": reuse}
@@ -72,10 +67,6 @@ def _version_of_operators() -> str:
         if file.name.endswith(".py"):
             digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _is_costed(node: fx.Node) -> bool:
-    return str(node.target) in _COSTED
 
 
 def _traced(program: Program, strides: dict[str, tuple[int, ...] | None]) -> tuple[fx.GraphModule, list[Any]]:

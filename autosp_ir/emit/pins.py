@@ -9,31 +9,36 @@ import torch
 from torch import Tensor, fx
 
 from autosp_ir._torch_compat import graph_pass, order_nodes
+from autosp_ir.emit.head_starts import give_head_starts
 
 # A result this many times smaller than an operand is a sum over it, such as a loss or the gradient of a bias.
 _REDUCED = 8
 
 
 def pinning_pass(anchors: Callable[[fx.Node], bool], chunked: bool, version: str) -> Any:
-    """`pins` as a pass of Inductor.
+    """`give_head_starts` and `pins` as a pass of Inductor.
 
     Args:
         anchors: Which nodes are costed.
         chunked: As in `pins`.
         version: Identifies what `anchors` accepts, for Inductor's cache of compiled graphs.
     """
-    return graph_pass(
-        lambda graph: order_nodes(graph, pins(graph, anchors, chunked)), f"autosp_ir.pins 4 {chunked} {version}"
-    )
+
+    def run(graph: fx.Graph) -> None:
+        give_head_starts(graph, anchors)
+        order_nodes(graph, pins(graph, anchors, chunked))
+
+    return graph_pass(run, f"autosp_ir.pins 6 {chunked} {version}")
 
 
 def pins(graph: fx.Graph, anchors: Callable[[fx.Node], bool], chunked: bool = False) -> dict[fx.Node, list[fx.Node]]:
     """What each node has to stand behind so that collectives and chunks keep their order.
 
-    The first costed operation behind a start depends on the start; a wait depends on the last costed operation in
-    front of it and on what was started since. A wait right behind its start is left alone: pins cost fusion. In a
-    program of chunks every costed operation depends on the one in front of it and on the sums computed since: otherwise
-    chunks are fused with each other, or all their losses with the sum of them, which reads the logits of every chunk.
+    The first costed operation behind a start depends on the start, and so does a head start between them; a wait
+    depends on the last costed operation in front of it and on what was started since. A wait right behind its start is
+    left alone: pins cost fusion. In a program of chunks every costed operation depends on the one in front of it and on
+    the sums computed since: otherwise chunks are fused with each other, or all their losses with the sum of them, which
+    reads the logits of every chunk.
     Copies to host memory and back are tied in from both sides: no data says that one from host memory begins late, nor
     that the wait of one to host memory, behind which the memory of its source is free, comes early. Where there are
     copies all costed operations keep their order, or what a copy hides under moves away.
@@ -66,6 +71,8 @@ def pins(graph: fx.Graph, anchors: Callable[[fx.Node], bool], chunked: bool = Fa
                 found[node] = [last]
             started[node] = last
             fresh.append(node)
+        elif node.target is copies.head_start.default:
+            found[node], fresh = fresh, [*fresh, node]
         elif str(getattr(node.target, "namespace", "")) == "_c10d_functional":
             started[node] = last
             fresh.append(node)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import torch
@@ -10,7 +12,7 @@ from torch._inductor.codecache import PyCodeCache
 
 import autosp_ir as air
 from autosp_ir import _torch_compat
-from autosp_ir.emit import inductor
+from autosp_ir.emit import head_starts, inductor
 from autosp_ir.emit.parallelize import default_pipeline
 from autosp_ir.emit.pins import pinning_pass
 from tests.emit.steps import Measured, largest_error, loss_of, measure
@@ -64,6 +66,19 @@ KINDS = {
 }
 
 
+@contextmanager
+def counted(given: list[torch.device]) -> Iterator[None]:
+    """Note the device of every head start."""
+    with torch.library._scoped_library("autosp", "IMPL") as library:
+
+        def note(x: torch.Tensor) -> torch.Tensor:
+            given.append(x.device)
+            return x.view(x.shape)
+
+        library.impl("head_start", note, "CompositeExplicitAutograd", allow_override=True)
+        yield
+
+
 def arranged(name: str) -> list[str]:
     """Exchanges, waits, products and attention of the forward, in the order that `overlap` gave them."""
     model, batch = build(name, length=32)
@@ -81,6 +96,29 @@ def forward_order(rank: int, world: int, name: str, pinned: bool) -> list[str]:
 def _forward_code(name: str, pinned: bool) -> str:
     with mock.patch.object(inductor, "pinning_pass", pinning_pass if pinned else lambda *_: None):
         return _code(name, "autosp.attention.default(", IN_GROUPS + OVERLAPPED)
+
+
+def head_starts_in_code(rank: int, world: int, name: str) -> tuple[list[str], list[str]]:
+    """The marks of `KINDS`, and `head start`, of both halves, if every collective on a CPU is worth one."""
+    marks = KINDS | {"autosp.head_start.default(": "head start", "attention_backward.default(": "attention"}
+    found = []
+    with mock.patch.multiple(head_starts, _FILLED=("cpu",), _WORTH_IT=0):
+        for marker in ("autosp.attention.default(", "attention_backward"):
+            lines = _code(name, marker, IN_GROUPS + OVERLAPPED).splitlines()
+            found.append(
+                [kind for line in lines for mark, kind in marks.items() if mark.endswith("(") and mark in line]
+            )
+    return found[0], found[1]
+
+
+def head_started_errors(rank: int, world: int, name: str, backend: Literal["aot_eager", "inductor"]) -> Any:
+    """Errors of a step with head starts, and how often a rank gave one."""
+    model, batch = build(name, length=33)
+    given: list[torch.device] = []
+    with mock.patch.multiple(head_starts, _FILLED=("cpu",), _WORTH_IT=0), counted(given):
+        step = air.parallelize(model, batch, backend=backend, pipeline=IN_GROUPS + OVERLAPPED)
+        errors = _errors(measure(model, step, batch), measure(model, model, batch))
+    return errors, len(given)
 
 
 def backward_code(rank: int, world: int, name: str) -> str:

@@ -146,7 +146,7 @@ def test_gathered_tokens_give_the_gradient_of_a_table(padding: int, twice: bool)
     batch = {n: inputs[n] for n in ("labels", "x")}
     sim = simulate(result.program, batch)
     weight = inputs["w"].clone().requires_grad_()
-    dense_embedded(*batch.values(), weight, padding=padding, twice=twice).backward()
+    dense_embedded(batch["labels"], batch["x"], weight, padding=padding, twice=twice).backward()
     torch.testing.assert_close(sim.grads["w"], weight.grad, rtol=1e-10, atol=1e-10)
     # A table that is also multiplied needs the reduction of that gradient in any case.
     assert len(weight_reductions(sim)) == (1 if twice else 0)
