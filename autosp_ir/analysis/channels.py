@@ -1,4 +1,7 @@
-"""Communication streams: first in, first out each; streams of one mesh axis share its link evenly."""
+"""Communication streams: first in, first out each; streams of one mesh axis share its link evenly.
+
+While an operation fills the device, no collective begins on it: what is first in its queue by then waits for the end.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,11 @@ class Channels(Generic[K]):
         self._now = 0.0
         self._queues: dict[str, deque[tuple[K, float]]] = {}
         self._links: dict[str, list[str]] = {}
+        self._apart: set[str] = set()
         self._begun: dict[K, float] = {}
         self._done: dict[K, float] = {}
 
-    def start(self, key: K, stream: str, seconds: float, now: float) -> None:
+    def start(self, key: K, stream: str, seconds: float, now: float, *, room: bool = True) -> None:
         """Put a collective in the queue of its stream.
 
         Args:
@@ -29,19 +33,26 @@ class Channels(Generic[K]):
             stream: A mesh axis, or a further stream of one.
             seconds: What it takes alone on its link.
             now: When it is started; not before any earlier call.
+            room: Whether this stream needs room on the device, as collectives do and copies do not.
         """
         self.advance(now)
         if stream not in self._queues:
             self._queues[stream] = deque()
+            self._apart |= set() if room else {stream}
             self._links.setdefault(mesh_axis(stream), []).append(stream)
         if not self._queues[stream]:
             self._begun[key] = now
         self._queues[stream].append((key, seconds))
 
-    def advance(self, now: float) -> None:
-        """Let time pass until `now`."""
+    def advance(self, now: float, crowded: bool = False) -> None:
+        """Let time pass until `now`.
+
+        Args:
+            now: Not before any earlier call.
+            crowded: Whether there is room only for what has begun.
+        """
         for link in self._links:
-            self._run(link, now)
+            self._run(link, now, crowded=crowded)
         self._now = max(self._now, now)
 
     def is_done(self, key: K) -> bool:
@@ -57,6 +68,8 @@ class Channels(Generic[K]):
         preview: Channels[K] = Channels()
         preview._now, preview._links = self._now, self._links
         preview._queues = {stream: queue.copy() for stream, queue in self._queues.items()}
+        heads = [queue[0][0] for queue in self._queues.values() if queue]
+        preview._begun = {head: self._begun[head] for head in heads if head in self._begun}
         for link in self._links:
             preview._run(link, float("inf"), keys)
         return min(((k, at) for k, at in preview._done.items() if k in keys), key=lambda item: item[1])
@@ -75,12 +88,15 @@ class Channels(Generic[K]):
         self.advance(float("inf"))
         return max(self._done.values(), default=0.0)
 
-    def _run(self, link: str, until: float, wanted: Collection[K] = ()) -> None:
+    def _run(self, link: str, until: float, wanted: Collection[K] = (), crowded: bool = False) -> None:
         """Move one link's heads forward together, up to a time or until one of those wanted arrives."""
         now = self._now
         arrived = False
         while not arrived:
-            active = [queue for s in self._links[link] if (queue := self._queues[s])]
+            heads = [(s, queue) for s in self._links[link] if (queue := self._queues[s])]
+            active = [q for s, q in heads if not crowded or s in self._apart or q[0][0] in self._begun]
+            for queue in active:
+                self._begun.setdefault(queue[0][0], now)
             if not active:
                 return
             step = min(queue[0][1] for queue in active) * len(active)
@@ -99,8 +115,6 @@ class Channels(Generic[K]):
                 queue.popleft()
                 self._done[head] = now
                 arrived = arrived or head in wanted
-                if queue:
-                    self._begun[queue[0][0]] = now
 
 
 __all__ = ["Channels"]

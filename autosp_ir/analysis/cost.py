@@ -41,6 +41,7 @@ class Device:
         launch: Seconds that the smallest kernel takes.
         attention_workspace: Whether its attention backward needs memory beside its results, as cuDNN and
             flash-attention 2 do: the gradient of q in float32, and those of k and v for each head of q.
+        crowded: Whether a product or an attention leaves no room for a collective that was not there before it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Device:
     bandwidth: float
     launch: float = 3e-6
     attention_workspace: bool = True
+    crowded: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ DEVICES = {
         Device("h200", 750e12, 50e12, 0.80, 0.70, 4.2e12),
         Device("h100", 750e12, 50e12, 0.80, 0.70, 2.8e12),
         Device("a100", 260e12, 18e12, 0.65, 0.55, 1.7e12),
-        Device("cpu", 0.2e12, 0.1e12, 0.5, 0.5, 2e10, 1e-5, attention_workspace=False),
+        Device("cpu", 0.2e12, 0.1e12, 0.5, 0.5, 2e10, 1e-5, attention_workspace=False, crowded=False),
     )
 }
 LINKS = {

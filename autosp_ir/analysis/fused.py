@@ -24,7 +24,7 @@ from autosp_ir.analysis.cost import (
     workspace,
 )
 from autosp_ir.analysis.liveness import LivenessReport, saved_storages
-from autosp_ir.analysis.timeline import Durations, is_start
+from autosp_ir.analysis.timeline import Durations, crowding, is_start
 from autosp_ir.comm.host_memory import WAIT_COPY, starts_copy
 from autosp_ir.ir.graph import Node, Phase
 from autosp_ir.ir.ops import Trait
@@ -202,7 +202,7 @@ def fused_durations(fusion: Fusion, device: Device, link: Link, host_link: Link 
             comm[node] = link_seconds(cost, link)
         else:
             compute[node] += link_seconds(cost, link)
-    return Durations(compute, comm)
+    return Durations(compute, comm, crowding(compute, device))
 
 
 __all__ = ["Fusion", "fused_durations", "fused_liveness", "writes_over"]

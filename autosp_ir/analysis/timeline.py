@@ -2,17 +2,18 @@
 
 Every process group is one first-in-first-out communication stream, and so is each direction between device and host
 memory. A start costs no compute time; a wait stalls the compute stream until its collective or copy is done, and what
-was started before it on the same stream with it. A collective that is not lowered yet holds up compute.
+was started before it on the same stream with it. A collective that is not lowered yet holds up compute. On a GPU a
+collective that is not under way when a product or an attention begins has to wait for its end, as two H200 do.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autosp_ir.analysis.channels import Channels
-from autosp_ir.analysis.cost import HOST_LINKS, Device, Link, compute_seconds, cost_of, link_seconds
+from autosp_ir.analysis.cost import HOST_LINKS, Device, Link, compute_seconds, cost_of, is_costed, link_seconds
 from autosp_ir.comm.host_memory import WAIT_COPY, starts_copy
 from autosp_ir.ir.graph import Node
 from autosp_ir.ir.ops import Trait
@@ -29,10 +30,12 @@ class Durations:
     Args:
         compute: On the compute stream, in program order.
         comm: On a communication stream, for the nodes that start a collective or a copy.
+        crowds: Nodes that leave no room for a collective that was not there before them.
     """
 
     compute: Mapping[Node, float]
     comm: Mapping[Node, float]
+    crowds: frozenset[Node] = frozenset()
 
     @property
     def lower_bound(self) -> float:
@@ -107,7 +110,12 @@ def durations(
             comm[node] = link_seconds(cost, link)
         else:
             compute[node] += link_seconds(cost, link)
-    return Durations(compute, comm)
+    return Durations(compute, comm, crowding(compute, device))
+
+
+def crowding(nodes: Iterable[Node], device: Device) -> frozenset[Node]:
+    """Those of some nodes that fill a device."""
+    return frozenset(n for n in nodes if is_costed(n)) if device.crowded else frozenset()
 
 
 def is_start(node: Node) -> bool:
@@ -145,7 +153,7 @@ def run(order: Sequence[Node], priced: Durations) -> Timeline:
     started: dict[Node, None] = {}
     for node in order:
         if node in priced.comm:
-            channels.start(node, stream_of(node), priced.comm[node], now)
+            channels.start(node, stream_of(node), priced.comm[node], now, room=not starts_copy(node))
             started[node] = None
             continue
         if (is_wait(node) or node.is_op(WAIT_COPY)) and start_of(node) in started:
@@ -156,9 +164,12 @@ def run(order: Sequence[Node], priced: Durations) -> Timeline:
                 now = arrived
         begin[node] = now
         now += priced.compute[node]
+        if node in priced.crowds:
+            channels.advance(begin[node])
+            channels.advance(now, crowded=True)
     end = max(now, channels.drain())
     begin.update((node, channels.begun_at(node)) for node in started)
     return Timeline(end, begin, {node: channels.done_at(node) for node in started}, stalls)
 
 
-__all__ = ["Durations", "Timeline", "durations", "is_start", "is_wait", "run", "start_of", "stream_of"]
+__all__ = ["Durations", "Timeline", "crowding", "durations", "is_start", "is_wait", "run", "start_of", "stream_of"]

@@ -8,19 +8,25 @@ the same ones with a part of its queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import gcd
 from typing import Any, Literal, NamedTuple
 
-from autosp_ir.analysis.cost import Link, link
+from autosp_ir.analysis.cost import Device, Link, compute_seconds, cost_of, device, link
 from autosp_ir.errors import PassError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._packed_exchange import exchange_together, packs
 
 _HEADS, _TOKENS = 1, 2
 _MOST_CHUNKS = 4
 _OPERANDS = ("q", "k", "v")
+
+# Attention on a GPU: rows of queries that one block takes, and blocks that run at once. What two H200 lost to each
+# further group was the time of 0.7 waves of blocks. The backward takes about this many times the time of the forward.
+_BLOCK, _BLOCKS_AT_ONCE, _IDLE, _BACKWARD = 128, 132, 0.7, 3.0
 
 
 class HeadChunk(Pass):
@@ -41,8 +47,13 @@ class HeadChunk(Pass):
         """Options of `head-chunk`."""
 
         chunks: int | Literal["auto", "overlap"] = "auto"
-        """Groups of heads of each attention; `auto`: up to four, for memory; `overlap`: as many of these as leave the
-        least communication exposed, the latency of more exchanges counted."""
+        """Groups of heads of each attention; `auto`: up to four, for memory; `overlap`: as many of these as take the
+        least time, what exchanges expose and what smaller attentions lose counted."""
+        fuse: Literal["none", "qkv"] = "none"
+        """One collective for the queries, keys and values of a group (`qkv`), or three (`none`). A product or an
+        attention lets one collective onto a GPU that was there first: with three, two are exposed."""
+        device: str = "h100"
+        """What computes, for `overlap`: h100, h200, a100 or cpu."""
         link: str = "nvlink4"
         """What connects the ranks, for `overlap`: nvlink4, nvlink3, pcie5, pcie or network-400g."""
 
@@ -53,9 +64,9 @@ class HeadChunk(Pass):
 
         Raises:
             PassError: `chunks` is smaller than one.
-            UnsupportedError: The table does not know the link.
+            UnsupportedError: The tables do not know the device or the link.
         """
-        self._over = link(self.options.link)
+        self._over, self._on = link(self.options.link), device(self.options.device)
         if isinstance(self.options.chunks, int) and self.options.chunks < 1:
             raise PassError(
                 f"attention cannot run in {self.options.chunks} groups of heads",
@@ -82,7 +93,7 @@ class HeadChunk(Pass):
         if not rewriter.allows(node):
             return
         with rewriter.rewrite("head groups"):
-            _write(site, chunks, rewriter)
+            _write(site, chunks, self.options.fuse == "qkv", rewriter)
         ctx.count("attentions")
         ctx.count("chunks", chunks)
 
@@ -94,7 +105,7 @@ class HeadChunk(Pass):
         few = [n for n in fits if n <= _MOST_CHUNKS]
         if self.options.chunks == "auto":
             return max(few, default=1)
-        return min(few, key=lambda n: site.exposed_seconds(n, self._over), default=1)
+        return min(few, key=lambda n: site.seconds(n, self._over, self._on), default=1)
 
 
 class _Site(NamedTuple):
@@ -149,17 +160,22 @@ class _Site(NamedTuple):
         queries = chunks // keys
         return (keys, queries) if self.query_heads // self.key_heads % queries == 0 else None
 
-    def exposed_seconds(self, chunks: int, over: Link) -> float:
-        """Communication in front of the first group's attention and behind the last one's; 0 without exchanges.
+    def seconds(self, chunks: int, over: Link, on: Device) -> float:
+        """What a number of groups costs, forward and backward, as far as it depends on the number; 0 without exchanges.
 
-        Of the queries and the output one group is exposed, and each further group adds the latency of its exchanges.
-        Without a number for the length, a group costs nothing.
+        Communication in front of the first group's attention and behind the last one's; the latency of every exchange;
+        and the end of every further group's attention, where its last blocks leave most of the device idle. Without a
+        number for the length, a group costs nothing.
         """
         kind = self.sources[0].tensor_type
         if self.entries is None or not isinstance(kind.numel, int):
             return 0.0
-        sent = kind.numel * kind.dtype.itemsize * (self.ranks - 1) / self.ranks
-        return 2 * (sent / chunks / over.bandwidth + chunks * over.latency)
+        moved = sum(x.tensor_type.numel * x.tensor_type.dtype.itemsize for x in (*self.sources, self.sources[0]))
+        sent = moved * (self.ranks - 1) / self.ranks
+        batch, heads, tokens, _ = self.node.arg("q").tensor_type.shape
+        wave = compute_seconds(cost_of(self.node), on) * _BLOCKS_AT_ONCE / max(1, batch * heads * tokens / _BLOCK)
+        tail = _IDLE * (1 + _BACKWARD) * wave * (chunks - 1)
+        return float(2 * (sent / chunks / over.bandwidth + chunks * over.latency) + tail)
 
     def reason_against(self) -> str | None:
         """Why it cannot be cut, None if it can."""
@@ -185,7 +201,7 @@ def _to_tokens(node: Node) -> bool:
     return node.is_op("autosp.all_to_all") and (node.arg("split_dim"), node.arg("concat_dim")) == (_TOKENS, _HEADS)
 
 
-def _write(site: _Site, chunks: int, rewriter: Rewriter) -> None:
+def _write(site: _Site, chunks: int, fuse: bool, rewriter: Rewriter) -> None:
     """Cut the operands; exchange, attend and exchange back by group; join the groups."""
     node = site.node
     old = site.exit if site.exit is not None else _output(node)
@@ -194,7 +210,7 @@ def _write(site: _Site, chunks: int, rewriter: Rewriter) -> None:
     with rewriter.before(node):
         joined = []
         for q, k, v in zip(*(_pieces(x, _HEADS, keys, rewriter) for x in site.sources), strict=True):
-            kv = [_exchanged(site, x, at, rewriter) for at, x in enumerate((k, v), 1)]
+            kv: list[Value] = []
             # [B, heads, queries of each, S, D]: every group takes some queries of each key head.
             opened = rewriter.create("aten.unflatten.int", (q, _HEADS, [heads, -1])) if queries > 1 else None
             groups = [q] if opened is None else _pieces(opened, _HEADS + 1, queries, rewriter)
@@ -202,8 +218,10 @@ def _write(site: _Site, chunks: int, rewriter: Rewriter) -> None:
             for group in groups:
                 if opened is not None:
                     group = rewriter.create("aten.flatten.using_ints", (group, _HEADS, _HEADS + 1))
-                operands = (_exchanged(site, group, 0, rewriter), *kv)
-                attended = rewriter.create(node.op, *_with_operands(node, operands), origin_from=node)
+                # The first group brings the keys and values that the others of its key heads read as well.
+                q, *given = _exchanged(site, (group,) if kv else (group, k, v), fuse, rewriter)
+                kv = kv or given
+                attended = rewriter.create(node.op, *_with_operands(node, (q, *kv)), origin_from=node)
                 out = rewriter.create("operator.getitem", (attended, 0))
                 out = out if site.exit is None else _like(site.exit, out, rewriter)
                 if opened is not None:
@@ -224,8 +242,18 @@ def _pieces(value: Value, dim: int, count: int, rewriter: Rewriter) -> list[Valu
     return list(rewriter.unpack(rewriter.create("autosp.chunk", (value, dim, count))))
 
 
-def _exchanged(site: _Site, value: Value, operand: int, rewriter: Rewriter) -> Value:
-    return value if site.entries is None else _like(site.entries[operand], value, rewriter)
+def _exchanged(site: _Site, values: Sequence[Value], fuse: bool, rewriter: Rewriter) -> list[Value]:
+    """Queries, and keys and values if they are given, as the attention reads them."""
+    if site.entries is None:
+        return list(values)
+    if not fuse or len(values) == 1 or not packs(values):
+        return [_like(entry, value, rewriter) for entry, value in zip(site.entries, values, strict=False)]
+    entry = site.entries[0]
+
+    def create(name: str, *args: Any) -> Value:
+        return rewriter.create(name, args, origin_from=entry)
+
+    return exchange_together(values, entry.arg("axis"), site.ranks, create, rewriter)
 
 
 def _output(node: Node) -> Node:

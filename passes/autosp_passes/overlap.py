@@ -22,7 +22,7 @@ from autosp_ir.ir.streams import mesh_axis, stream
 from autosp_ir.ir.types import TensorType
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
-from autosp_passes._motion import out_of_place
+from autosp_passes._motion import is_light, out_of_place
 from autosp_passes._schedule.portfolio import Schedule, best
 from autosp_passes._schedule.problem import Problem, halves
 
@@ -55,6 +55,9 @@ class Overlap(Pass):
         """Price and weigh the program as a compiler fuses it, such as Inductor."""
         gradients: Literal["shared", "own"] = "shared"
         """`own`: gradients of parameters are reduced in a process group of their own, in no exchange's way."""
+        exchanges: Literal["shared", "own"] = "shared"
+        """`own`: what attentions give is exchanged in a process group of its own, in the way of nothing that they read:
+        of one group only one collective can be under way when an attention begins."""
         solver: Literal["lists", "cp-sat"] = "lists"
         """`cp-sat`: also search with OR-tools, which must be installed; minutes for a deep model."""
         effort: float = 20.0
@@ -79,6 +82,8 @@ class Overlap(Pass):
         rewriter = ctx.rewriter(program)
         if self.options.gradients == "own":
             _separate_gradients(program, rewriter, ctx)
+        if self.options.exchanges == "own":
+            _separate_exchanges(program, rewriter, ctx)
         fusion = Fusion(program) if self.options.fused else None
         if fusion is not None:
             priced = fused_durations(fusion, on, over, to_host)
@@ -123,9 +128,26 @@ def _separate_gradients(program: Program, rewriter: Rewriter, ctx: PassContext) 
     for node in [n for n in program.graph.nodes if n.is_op("_c10d_functional.all_reduce")]:
         waited = computed & set(node.users) or node.phase is Phase.FORWARD
         if not waited and rewriter.allows(node, "own-stream"):
-            own = stream(mesh_axis(stream_of(node)), "gradients")
-            rewriter.set_args(node, *node.with_arg("group_name", own))
-            ctx.count("separated")
+            _move_to(node, "gradients", rewriter, ctx)
+
+
+def _separate_exchanges(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
+    """Move the exchanges of what attentions give into a stream of their own."""
+    given: set[Node] = set()
+    for node in program.graph.nodes:
+        if node.op.name.startswith("autosp.attention") or (
+            is_light(node) and given & {v.producer for v in node.operands}
+        ):
+            given.add(node)
+        elif node.is_op("_c10d_functional.all_to_all_single") and node.operands[0].producer in given:
+            if rewriter.allows(node, "own-stream"):
+                _move_to(node, "results", rewriter, ctx)
+
+
+def _move_to(start: Node, purpose: str, rewriter: Rewriter, ctx: PassContext) -> None:
+    own = stream(mesh_axis(stream_of(start)), purpose)
+    rewriter.set_args(start, *start.with_arg("group_name", own))
+    ctx.count("separated")
 
 
 def reorder(rewriter: Rewriter, order: Sequence[Node]) -> None:

@@ -17,6 +17,7 @@ from autosp_ir.ir.types import INVARIANT, Shard, TensorType
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.random_masks import drawn_per_rank, own_part
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._packed_exchange import exchange_together, packs
 from autosp_passes._token_walk import check_mesh_axis
 
 _HEADS, _TOKENS = 1, 2
@@ -134,8 +135,9 @@ class _Exchange:
         shared = self.k is self.v
         k = self._replicated_heads(self.k)
         v = k if shared else self._replicated_heads(self.v)
-        if self.fuse and not shared and self._fusible(k, v):
-            return self._fused(self.q, k, v)
+        if self.fuse and packs((self.q, k, v)):
+            q, k, v = exchange_together((self.q, k, v), self.axis, self.size, self._op, self.rewriter)
+            return q, k, v
         q = self._to_heads(self.q)
         k = self._to_heads(k)
         return q, k, k if shared else self._to_heads(v)
@@ -160,27 +162,6 @@ class _Exchange:
         opened = self._op("aten.unsqueeze", value, 2)
         spread = self._op("aten.expand", opened, [-1, -1, repeat, -1, -1])
         return self._op("aten.reshape", spread, [batch, heads * repeat, -1, width])
-
-    def _fusible(self, k: Value, v: Value) -> bool:
-        kinds = [x.tensor_type for x in (self.q, k, v)]
-        return all(t.dtype == kinds[0].dtype and t.shape[3] == kinds[0].shape[3] for t in kinds)
-
-    def _fused(self, q: Value, k: Value, v: Value) -> tuple[Value, Value, Value]:
-        """Send [q heads | k heads | v heads] of each rank in one collective."""
-        parts = []
-        for value in (q, k, v):
-            batch, heads, _, width = value.tensor_type.shape
-            parts.append(self._op("aten.reshape", value, [batch, self.size, heads // self.size, -1, width]))
-        joined = self._op("aten.cat", parts, 2)
-        moved = self._op("autosp.all_to_all", joined, 1, 3, self.axis, self.size)
-        received, start = [], 0
-        for part in parts:
-            heads = part.tensor_type.shape[2]
-            cut = self._op("aten.slice.Tensor", moved, 2, start, start + heads)
-            # Flattened, not reshaped: at local length 1 a shape alone would not say where the ranks go.
-            received.append(self._op("aten.flatten.using_ints", cut, 1, 2))
-            start += heads
-        return received[0], received[1], received[2]
 
     def _bias(self) -> Value | None:
         """The bias that this rank's heads read: a bias with a head dimension follows its heads."""

@@ -32,6 +32,22 @@ def test_two_streams_of_one_axis_share_its_link() -> None:
     assert channels.done_at("gradient") == pytest.approx(4.0)
 
 
+def test_what_waits_its_turn_finds_no_room_beside_what_fills_the_device() -> None:
+    channels: Channels[str] = Channels()
+    channels.start("first", "sp", 1.0, now=0.0)
+    channels.start("second", "sp", 1.0, now=0.0)
+    channels.start("other", "sp:gradients", 1.0, now=0.0)
+    channels.start("copy", "autosp.offload", 1.0, now=0.0, room=False)
+    channels.start("copy behind it", "autosp.offload", 1.0, now=0.0, room=False)
+    channels.advance(10.0, crowded=True)
+    assert channels.done_at("first") == pytest.approx(2.0), "what is under way shares the link, and goes on"
+    assert channels.done_at("other") == pytest.approx(2.0)
+    assert (channels.done_at("copy"), channels.done_at("copy behind it")) == (1.0, 2.0)
+    assert not channels.is_done("second")
+    channels.advance(10.0)
+    assert channels.begun_at("second") == 10.0 and channels.done_at("second") == 11.0
+
+
 def test_axes_do_not_share_a_link() -> None:
     channels: Channels[str] = Channels()
     channels.start("a", "sp", 1.0, now=0.0)

@@ -132,7 +132,7 @@ def overlapped_gradients(rank: int, world: int, name: str) -> bool:
     model, batch = build(name, length=33)
     plain = PIPELINE.replace("{decompose=true}", "").replace("grad-sync", "grad-sync{bucket=0.01}")
     own = measure(model, air.parallelize(model, batch, pipeline=plain[:-1], backend="aot_eager"), batch)
-    own_stream = OVERLAPPED.replace("}", " gradients=own}")
+    own_stream = OVERLAPPED.replace("}", " gradients=own exchanges=own}")
     found = measure(model, air.parallelize(model, batch, pipeline=plain + own_stream, backend="aot_eager"), batch)
     return own[0] == found[0] and all(torch.equal(own[1][n], found[1][n]) for n in own[1])
 

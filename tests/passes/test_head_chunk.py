@@ -26,6 +26,8 @@ def run(program: air.Program, pipeline: str, ranks: int) -> air.PassResult:
         ("llama-mha", 4, "{chunks=2}", 2),
         ("llama-gqa", 1, "", 4),
         ("llama-gqa", 1, "{chunks=2}", 2),
+        ("llama-gqa", 2, "{chunks=2 fuse=qkv}", 2),
+        ("llama-mha", 2, "{chunks=2 fuse=qkv}", 2),
         ("llama-gqa", 2, "", 4),
         ("qwen3", 1, "{chunks=2}", 2),
         ("gpt2", 2, "{chunks=2}", 2),
@@ -47,11 +49,13 @@ def test_the_same_bytes_travel_in_more_exchanges() -> None:
     model, batch = build("llama-mha", length=32)
     program = air.capture(model, batch)
     sent = []
-    for pipeline in (CUT, f"{CUT},head-chunk{{chunks=2}}"):
+    for pipeline in (CUT, f"{CUT},head-chunk{{chunks=2}}", f"{CUT},head-chunk{{chunks=2 fuse=qkv}}"):
         simulation = air.simulate(run(program, f"{pipeline},{REST}", 2).program, batch)
         exchanges = [c for c in simulation.comm if c.op == "all_to_all"]
         sent.append((len(exchanges), sum(c.bytes for c in exchanges)))
     assert sent[1] == (2 * sent[0][0], sent[0][1])
+    # Instead of q, k and v of each group, all of them; and what comes back.
+    assert sent[2] == (sent[0][0], sent[0][1])
 
 
 def test_it_composes_with_tile() -> None:
@@ -114,7 +118,8 @@ def test_small_exchanges_are_not_cut_for_overlap(link: str) -> None:
     assert any("more latency than they hide" in r.message for r in result.remarks)
 
 
-def test_large_exchanges_are_cut_as_far_as_it_hides_them() -> None:
+@pytest.mark.parametrize(("link", "groups"), [("nvlink4", 2), ("pcie5", 4)])
+def test_large_exchanges_are_cut_as_far_as_it_hides_more_than_it_costs(link: str, groups: int) -> None:
     b = air.ProgramBuilder(mesh={"sp": 2})
     q, k, v = (b.input(n, (1, 32, 65536, 128), dtype=torch.bfloat16, layout={"sp": air.Shard(2)}) for n in "qkv")
     exchanged = [b.call("autosp.all_to_all", (x, 1, 2, "sp", 2)) for x in (q, k, v)]
@@ -122,5 +127,5 @@ def test_large_exchanges_are_cut_as_far_as_it_hides_them() -> None:
     b.output(b.call("autosp.all_to_all", (out, 2, 1, "sp", 2)))
     program = b.build()
     program.facts |= {"canonical", "token-partitioned", "attention-resolved"}
-    result = air.PassManager("head-chunk{chunks=overlap}", verify=False).run(program)
-    assert count_operations(result.program, "attention") == 4
+    result = air.PassManager(f"head-chunk{{chunks=overlap link={link}}}", verify=False).run(program)
+    assert count_operations(result.program, "attention") == groups

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import autosp_ir as air
-from autosp_ir.analysis.cost import DEVICES, Link
+from autosp_ir.analysis.cost import DEVICES, Link, is_costed
 from autosp_ir.analysis.fused import Fusion, fused_durations, fused_liveness
 from autosp_ir.analysis.liveness import liveness
-from autosp_ir.analysis.timeline import durations, run
+from autosp_ir.analysis.timeline import Durations, durations, run
 from autosp_ir.rewrite.rewriter import Rewriter
 from autosp_passes._schedule.cp_sat import solve
 from autosp_passes._schedule.lists import Yielding, list_order
@@ -145,6 +145,43 @@ def test_gradients_travel_in_a_stream_of_their_own() -> None:
     found = air.simulate(air.parse(str(result.program)).bind(expected_model()), batch)
     assert torch.equal(found.loss, own.loss)
     assert all(torch.equal(found.grads[n], own.grads[n]) for n in own.grads)
+
+
+def test_what_attentions_give_travels_in_a_stream_of_its_own() -> None:
+    program, batch, own = expected()
+    result = air.PassManager("overlap{device=cpu link=network-400g memory=4.0 exchanges=own}").run(program)
+    starts = result.program.find("_c10d_functional.all_to_all_single")
+    streams = {phase: [n.arg("group_name") for n in starts if n.phase is phase] for phase in air.Phase}
+    # Of each attention: queries, keys and values there and the output back; the gradient of the output, and theirs.
+    for phase, given in ((air.Phase.FORWARD, 1), (air.Phase.BACKWARD, 3)):
+        assert streams[phase].count("sp:results") == given * len(streams[phase]) / 4 > 0
+    found = air.simulate(air.parse(str(result.program)).bind(expected_model()), batch)
+    assert torch.equal(found.loss, own.loss)
+    assert all(torch.equal(found.grads[n], own.grads[n]) for n in own.grads)
+
+
+def test_what_the_caller_alone_reads_is_awaited_last() -> None:
+    program, *_ = expected()
+    found = air.PassManager("overlap{device=h100 link=network-400g memory=4.0}").run(program).program
+    order = [n for n in found.graph.nodes if n.phase is not air.Phase.FORWARD]
+    costed = max(i for i, n in enumerate(order) if is_costed(n))
+    reductions = [n for n in order if n.is_op("_c10d_functional.all_reduce")]
+    awaited = [order.index(next(iter(n.result.users))) for n in reductions]
+    assert len(awaited) > 4 and min(awaited) > costed
+
+
+@pytest.mark.parametrize(("crowded", "stall"), [(False, 0.0), (True, 1.0)])
+def test_a_collective_that_was_not_there_before_it_waits_for_a_product(crowded: bool, stall: float) -> None:
+    """Two collectives of one stream in front of a product: the second runs beside it, or begins behind it."""
+    program = lowered()
+    first, second = program.find("_c10d_functional.all_to_all_single")[:2]
+    wait = next(iter(second.result.users))
+    product = next(n for n in program.graph.nodes if is_costed(n))
+    compute = {product: 2.0, wait: 0.0}
+    priced = Durations(compute, {first: 1.0, second: 1.0}, frozenset({product} if crowded else ()))
+    timeline = run([first, second, product, wait], priced)
+    assert timeline.stalls.get(wait, 0.0) == stall
+    assert timeline.makespan == 2.0 + stall
 
 
 def expected_model() -> torch.nn.Module:

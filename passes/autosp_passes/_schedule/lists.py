@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from autosp_ir.analysis.channels import Channels
+from autosp_ir.comm.host_memory import starts_copy
 from autosp_passes._schedule.problem import Problem
 
 Yielding = Literal["at once", "covered", "idle"]
@@ -149,6 +150,8 @@ class _Lists:
         """Whether a collective may go out in front of a task."""
         axis = self._problem.axis[start] or ""
         backlog = self._channels.backlog(axis)
+        if backlog and self._problem.crowds[task]:
+            return False
         idle = self._yielding == "idle" and not backlog
         return idle or backlog + self._problem.comm[start] <= self._problem.compute[task]
 
@@ -168,10 +171,13 @@ class _Lists:
     def _place(self, task: int) -> None:
         axis = self._problem.axis[task]
         if axis is not None:
-            self._channels.start(task, axis, self._problem.comm[task], self._now)
+            room = not starts_copy(self._problem.nodes[task])
+            self._channels.start(task, axis, self._problem.comm[task], self._now, room=room)
         elif self._problem.start[task] is not None:
             self._now = max(self._now, self._channels.done_at(self._started(task)))
+        self._channels.advance(self._now)
         self._now += self._problem.compute[task]
+        self._channels.advance(self._now, crowded=self._problem.crowds[task])
         self._order.append(task)
         self._done[task] = True
         for each in self._problem.after[task]:

@@ -30,6 +30,7 @@ class Problem:
         comm: Seconds on a communication stream; 0 for what starts nothing.
         axis: The communication stream of a start, else None.
         start: For a wait, the task that started what it awaits.
+        crowds: Whether each task leaves no room for a collective that was not there before it.
         priced: Seconds by node, for the timeline.
         made: Bytes that each task allocates.
         over: Bytes of an operand that each task may write over if it is the last to read it, else 0.
@@ -44,6 +45,7 @@ class Problem:
     comm: tuple[float, ...]
     axis: tuple[str | None, ...]
     start: tuple[int | None, ...]
+    crowds: tuple[bool, ...]
     priced: Durations
     made: tuple[int, ...]
     over: tuple[int, ...]
@@ -180,6 +182,7 @@ def _problem(part: Sequence[Node], priced: Durations, memory: _Memory) -> Proble
         comm=tuple(priced.comm.get(n, 0.0) for n in part),
         axis=tuple(stream_of(n) if n in priced.comm else None for n in part),
         start=tuple(number.get(start_of(n)) if is_wait(n) or n.is_op(WAIT_COPY) else None for n in part),
+        crowds=tuple(n in priced.crowds for n in part),
         priced=priced,
         made=tuple(sum(s.bytes for s in memory.made[n]) for n in part),
         over=tuple(memory.over.get(n, 0) for n in part),
