@@ -290,6 +290,8 @@ def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph", backend
 
     For `inductor` the backward is traced decomposed: what Inductor fuses is then also what `remat` recomputes; small
     gradients share a reduction; and `overlap` comes last, for this machine's GPU, whose order the compiled code keeps.
+    Over a slow link attention runs in groups of heads, if that hides more of the exchanges than it costs, and what is
+    under way at once travels in groups of its own.
     """
     passes = parse_pipeline(DEFAULT_PIPELINE)
     device = this_device()
@@ -300,6 +302,11 @@ def default_pipeline(axis: str = "sp", grad_sync: GradSync = "in_graph", backend
         changed["bucket"] = "auto" if compiled else 0.0
         given = {k: v for k, v in changed.items() if k in type(each.options).model_fields}
         passes[index] = type(each)(**(each.options.model_dump() | given))
-    if backend == "inductor":
-        passes += parse_pipeline(f"overlap{{device={device} link={link} fused=true}}")
-    return format_pipeline(passes)
+    if backend != "inductor":
+        return format_pipeline(passes)
+    slow = not link.startswith("nvlink")
+    if slow:
+        at = next(i for i, p in enumerate(passes) if p.name == "ulysses") + 1
+        passes[at:at] = parse_pipeline(f"head-chunk{{chunks=overlap fuse=qkv device={device} link={link}}}")
+    streams = " gradients=own exchanges=own" if slow else ""
+    return format_pipeline([*passes, *parse_pipeline(f"overlap{{device={device} link={link} fused=true{streams}}}")])

@@ -67,7 +67,10 @@ def rungs(passes: Sequence[Pass], tokens: int, *, device: str = "h100", host: fl
     }
     found = [Rung("default", tuple(passes))]
     for name, cuts in shapes.items():
-        cut = _behind(_before(padded, "differentiate", *cuts), "remat", _made("early-loss-gradient"))
+        # A pipeline that cuts heads for time cuts them for memory here.
+        own = {c.name for c in cuts}
+        kept = [p for p in padded if p.name not in own]
+        cut = _behind(_before(kept, "differentiate", *cuts), "remat", _made("early-loss-gradient"))
         lean = [_with(p, aggressive=True) if p.name == "remat" else p for p in cut]
         if host:
             found.append(Rung(f"{name}, saved values on the host", (*cut, offload)))

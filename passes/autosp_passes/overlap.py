@@ -135,13 +135,11 @@ def _separate_exchanges(program: Program, rewriter: Rewriter, ctx: PassContext) 
     """Move the exchanges of what attentions give into a stream of their own."""
     given: set[Node] = set()
     for node in program.graph.nodes:
-        if node.op.name.startswith("autosp.attention") or (
-            is_light(node) and given & {v.producer for v in node.operands}
-        ):
+        follows = bool(given & {v.producer for v in node.operands})
+        if node.op.name.startswith("autosp.attention") or (is_light(node) and follows):
             given.add(node)
-        elif node.is_op("_c10d_functional.all_to_all_single") and node.operands[0].producer in given:
-            if rewriter.allows(node, "own-stream"):
-                _move_to(node, "results", rewriter, ctx)
+        elif node.is_op("_c10d_functional.all_to_all_single") and follows and rewriter.allows(node, "own-stream"):
+            _move_to(node, "results", rewriter, ctx)
 
 
 def _move_to(start: Node, purpose: str, rewriter: Rewriter, ctx: PassContext) -> None:

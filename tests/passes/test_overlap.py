@@ -12,7 +12,11 @@ import torch
 import autosp_ir as air
 from autosp_ir.analysis.cost import DEVICES, HOST_LINKS, LINKS, cost_of, is_costed
 from autosp_ir.analysis.timeline import is_start, is_wait
+from autosp_ir.emit.parallelize import default_pipeline
 from autosp_ir.ir.graph import Node
+from autosp_ir.pipeline.registry import parse_pipeline
+from autosp_ir.plan import rungs
+from autosp_ir.testing import DenseReference
 from autosp_passes._motion import out_of_place, start_early, wait_late
 from tests.models import build
 
@@ -138,3 +142,22 @@ def test_costs_follow_the_formulas() -> None:
     start = next(n for n in program.graph.nodes if n.is_op("_c10d_functional.all_to_all_single"))
     assert cost_of(start).sent == start.operands[0].tensor_type.numel * 8 * 3 / 4
     assert is_start(start)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_over_a_slow_link_the_default_cuts_heads_for_overlap(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    pipeline = default_pipeline(backend="inductor")
+    assert "head-chunk{chunks=overlap" in pipeline and "exchanges=own" in pipeline
+    # The tiny model's exchanges are latency alone: two groups stand for what is worth it at real lengths.
+    pipeline = pipeline.replace("chunks=overlap", "chunks=2")
+    model, batch = build("llama-mha", dtype=torch.float64, length=31, ignored=3)
+    reference = DenseReference.of(model, batch)
+    result = air.PassManager(pipeline).run(reference.program, mesh={"sp": world})
+    assert result.statistics["head-chunk"]["attentions"] > 0
+    streams = {n.arg("group_name") for n in result.program.graph.nodes if is_start(n)}
+    assert streams == {"sp", "sp:gradients", "sp:results"}
+    reference.check(result.program)
+    ladder = rungs(parse_pipeline(pipeline), 16384, host=1e9)
+    assert all(rung.pipeline.count("head-chunk") == 1 for rung in ladder)
+    reference.check(air.PassManager(list(ladder[-1].passes)).run(reference.program, mesh={"sp": world}).program)
