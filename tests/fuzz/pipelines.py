@@ -45,7 +45,7 @@ def _cutting(rng: random.Random, ranks: int) -> list[str]:
         passes.clear()
     loops = []
     if head:
-        loops.append(f"head-chunk{{chunks={rng.choice(['auto', 'auto', 2])}}}")
+        loops.append(f"head-chunk{{chunks={rng.choice(['auto', 'auto', 2])} fuse={rng.choice(['none', 'qkv'])}}}")
     if tile:
         regions, wide = rng.choice(["all", "all", "loss", "mlp"]), rng.choice([0.5, 1.0, 1.4, 2.0])
         loops.append(f"tile{{regions={regions} chunks={chunks} wide={wide}}}")
@@ -64,14 +64,16 @@ def _joint(rng: random.Random) -> list[str]:
         budget = f" fraction={rng.choice([0.3, 0.6])}" if policy == "budget" else ""
         middle.append(f"remat{{policy={policy}{budget}}}")
     if rng.random() < 0.8:
-        middle.append(rng.choice(["grad-sync", "grad-sync", "grad-sync{mode=external}"]))
+        inside = [f"grad-sync{{embeddings={how} bucket={rng.choice([0.0, 0.01])}}}" for how in ("auto", "gather")]
+        middle.append(rng.choice([*inside, "grad-sync{mode=external}"]))
     if rng.random() < 0.2:
         rng.shuffle(middle)
     passes = [f"differentiate{{decompose={rng.choice(['true', 'false'])}}}", *middle]
     if rng.random() < 0.8:
         passes.append("lower-comm")
         if rng.random() < 0.5:
-            passes.append("overlap")
+            device, stream = rng.choice(["cpu", "h100"]), rng.choice(["shared", "own"])
+            passes.append(f"overlap{{device={device} memory=2.0 gradients={stream} exchanges={stream}}}")
     if any(p.startswith("remat") for p in passes) and rng.random() < 0.4:
         behind = next(i for i, p in enumerate(passes) if p.startswith("remat")) + 1
         passes.insert(rng.randint(behind, len(passes)), _OFFLOAD)
