@@ -23,7 +23,7 @@ from autosp_ir.analysis.cost import (
     link_seconds,
     workspace,
 )
-from autosp_ir.analysis.liveness import LivenessReport, saved_storages
+from autosp_ir.analysis.liveness import LivenessReport, peak_in_parts, saved_storages
 from autosp_ir.analysis.timeline import Durations, crowding, is_start
 from autosp_ir.comm.host_memory import WAIT_COPY, starts_copy
 from autosp_ir.ir.graph import Node, Phase
@@ -134,14 +134,17 @@ def fused_liveness(fusion: Fusion, *, count_inputs: bool = False, device: Device
         device: What it runs on, whose work space counts; None counts none.
     """
     dying: dict[Node, list[Storage]] = {}
-    for storage, node in fusion.lifetimes().items():
+    last = fusion.lifetimes()
+    for storage, node in last.items():
         dying.setdefault(node, []).append(storage)
-    live = sum(s.bytes for made in fusion.made.values() for s in made if not s.owned) if count_inputs else 0
+    live = given = sum(s.bytes for made in fusion.made.values() for s in made if not s.owned) if count_inputs else 0
     host = [s.bytes for made in fusion.made.values() for s in made if s.on_host]
     nodes = [n for n in fusion.nodes if n.op.kind != "output"]
     curve: list[int] = []
+    allocated: dict[Node, list[Storage]] = {}
     for node in nodes:
         fresh = [s for s in fusion.made[node] if s.owned and not s.on_host and s not in fusion.absent]
+        allocated[node] = fresh
         dead = [s for s in dying.get(node, ()) if s.owned and not s.on_host]
         live += sum(s.bytes for s in fresh)
         curve.append(live - _reused(node, fresh, dead) + workspace(node, device, fusion.symbols))
@@ -161,6 +164,9 @@ def fused_liveness(fusion: Fusion, *, count_inputs: bool = False, device: Device
             for phase in dict.fromkeys(n.phase for n in nodes)
         },
         host_bytes=sum(host),
+        at_peak=peak_in_parts(
+            nodes, allocated, last, fusion.saved, curve, given, workspace(nodes[peak], device, fusion.symbols)
+        ) if peak is not None else {},
     )  # fmt: skip
 
 

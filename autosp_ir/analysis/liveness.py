@@ -7,8 +7,8 @@ inside operations is not counted, and what was offloaded to host memory is count
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from autosp_ir.analysis.aliasing import Aliasing, Storage
 from autosp_ir.analysis.cost import Device, workspace
@@ -30,6 +30,8 @@ class LivenessReport:
         by_node: Bytes that each node allocates; nodes that allocate nothing are absent.
         by_phase: The peak within each phase.
         host_bytes: What the program holds in host memory, all of it at once between forward and backward.
+        at_peak: The peak in parts: `inputs` (parameters, buffers, constants and the batch, if they count), `saved` for
+            the backward, `gradients` and whatever else the caller gets, `workspace` of attention, and `working`.
     """
 
     peak_bytes: int
@@ -41,6 +43,7 @@ class LivenessReport:
     by_node: Mapping[str, int]
     by_phase: Mapping[Phase, int]
     host_bytes: int = 0
+    at_peak: Mapping[str, int] = field(default_factory=dict)
 
 
 def liveness(
@@ -72,7 +75,7 @@ def liveness(
     last = _last_uses(graph, aliasing)
     counted = {s for made in allocated.values() for s in made if s.owned or count_inputs}
     # Inputs exist before the first node runs.
-    live = sum(s.bytes for s in counted if not s.owned)
+    live = given = sum(s.bytes for s in counted if not s.owned)
     curve: list[int] = []
     dying = _by_last_use(last)
     for node in nodes:
@@ -94,7 +97,46 @@ def liveness(
             for phase in dict.fromkeys(n.phase for n in nodes)
         },
         host_bytes=sum(s.bytes for made in everywhere.values() for s in made if s.on_host),
+        at_peak=peak_in_parts(nodes, allocated, last, saved, curve, given, workspace(nodes[peak], device, symbols))
+        if peak is not None
+        else {},
     )
+
+
+def peak_in_parts(
+    nodes: Sequence[Node],
+    made: Mapping[Node, Sequence[Storage]],
+    last: Mapping[Storage, Node],
+    saved: Collection[Storage],
+    curve: Sequence[int],
+    given: int,
+    work: int,
+) -> dict[str, int]:
+    """What `LivenessReport.at_peak` says.
+
+    Args:
+        nodes: Without the output.
+        made: Storages on the device that each node makes.
+        last: The last node that reads or makes each storage; the output for what the caller gets.
+        saved: Storages that the forward leaves for the backward.
+        curve: Bytes alive while each node runs.
+        given: Bytes of what belongs to the caller, as far as the curve counts it.
+        work: Bytes of the work space of the node at the peak.
+    """
+    peak = max(range(len(curve)), key=curve.__getitem__)
+    place = {node: i for i, node in enumerate(nodes)}
+    kept = set(saved)
+    parts = dict.fromkeys(("inputs", "saved", "gradients", "workspace", "working"), 0)
+    for node in nodes[: peak + 1]:
+        for storage in made[node]:
+            if not storage.owned or place.get(last.get(storage, node), len(nodes)) < peak:
+                continue
+            part = "saved" if storage in kept else "working" if last.get(storage) in place else "gradients"
+            parts[part] += storage.bytes
+    parts |= {"inputs": given, "workspace": work}
+    # What is written over an operand is alive once.
+    parts["working"] += curve[peak] - sum(parts.values())
+    return parts
 
 
 def _last_uses(graph: Graph, aliasing: Aliasing) -> dict[Storage, Node]:

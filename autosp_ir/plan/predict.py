@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from autosp_ir.analysis.cost import Device, Link
 from autosp_ir.analysis.fused import Fusion, fused_durations, fused_liveness
@@ -26,6 +27,7 @@ class Prediction:
         seconds: Of forward, backward and reduction of gradients.
         exposed_seconds: Communication that no compute covers, which is part of it.
         curve: Bytes alive while each operation runs, in program order.
+        at_peak: The peak in parts: `inputs`, `saved`, `gradients`, `workspace` and `working`.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Prediction:
     seconds: float
     exposed_seconds: float
     curve: tuple[int, ...]
+    at_peak: Mapping[str, int] = field(default_factory=dict)
 
 
 def predict(program: Program, name: str, pipeline: str, device: Device, link: Link, fused: bool) -> Prediction:
@@ -71,6 +74,7 @@ def predict(program: Program, name: str, pipeline: str, device: Device, link: Li
         seconds=timeline.makespan,
         exposed_seconds=timeline.exposed,
         curve=memory.curve,
+        at_peak=memory.at_peak,
     )
 
 

@@ -90,7 +90,12 @@ def test_saved_values_phases_and_inputs() -> None:
     assert set(report.saved) < forward
     assert report.saved_bytes == sum(report.by_node[name] for name in report.saved)
     counted = liveness(program, count_inputs=True)
-    assert counted.peak_bytes == report.peak_bytes + sum(v.nbytes for v in inputs.values())
+    given = sum(v.nbytes for v in inputs.values())
+    assert counted.peak_bytes == report.peak_bytes + given
+    assert counted.at_peak == {**report.at_peak, "inputs": given}
+    assert sum(report.at_peak.values()) == report.peak_bytes
+    # The whole loss is computed before the backward, at whose end all gradients are there.
+    assert 0 < report.at_peak["saved"] <= report.saved_bytes
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def test_every_rung_takes_less_memory_and_keeps_its_name(on_device: list[Predict
     for prediction in on_device:
         assert 0 < prediction.saved_bytes < prediction.peak_bytes
         assert 0 <= prediction.exposed_seconds < prediction.seconds
+        assert sum(prediction.at_peak.values()) == prediction.peak_bytes and min(prediction.at_peak.values()) >= 0
         parse_pipeline(prediction.pipeline)
 
 
