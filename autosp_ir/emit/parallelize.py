@@ -137,7 +137,8 @@ def parallelize(
             passes the same full batch, here and in every step.
         mesh: Device mesh; None makes all running ranks one `sp_axis`. Its other axes are data axes.
         sp_axis: The mesh axis that shares one sequence.
-        pipeline: Passes to run; `DEFAULT_PIPELINE` when None.
+        pipeline: Passes to run; `default_pipeline(sp_axis, grad_sync, backend)` when None, or a more frugal one where
+            that does not fit a GPU.
         backend: `aot_eager`, `eager` or `inductor`.
         seq_dims: Token dimension of each input, such as `{"input_ids": 1}`; inferred when None.
         outputs: Names of outputs to keep; None keeps the loss if there is one, else everything.

@@ -33,8 +33,8 @@ class HeadChunk(Pass):
     """Cut every resolved attention into groups of heads: `head-chunk{chunks=2}`.
 
     The exchanges around an attention are cut with it. An attention whose heads do not divide, whose bias differs by
-    head, whose probabilities drop out, or whose queries, keys and values travel in one collective stays whole, with a
-    remark.
+    head, whose probabilities drop out, whose `lse` is read, or that `ulysses{fuse=qkv}` already gave one collective
+    stays whole, with a remark: leave `fuse` out of `ulysses` and give it here.
     """
 
     name = "head-chunk"
@@ -50,8 +50,8 @@ class HeadChunk(Pass):
         """Groups of heads of each attention; `auto`: up to four, for memory; `overlap`: as many of these as take the
         least time, what exchanges expose and what smaller attentions lose counted."""
         fuse: Literal["none", "qkv"] = "none"
-        """One collective for the queries, keys and values of a group (`qkv`), or three (`none`). A product or an
-        attention lets one collective onto a GPU that was there first: with three, two are exposed."""
+        """One collective for the queries, keys and values of a group (`qkv`), or three (`none`). Beside a product or an
+        attention only one collective of a process group can run, and only if it began before it: of three, two wait."""
         device: str = "h100"
         """What computes, for `overlap`: h100, h200, a100 or cpu."""
         link: str = "nvlink4"

@@ -56,8 +56,9 @@ class Overlap(Pass):
         gradients: Literal["shared", "own"] = "shared"
         """`own`: gradients of parameters are reduced in a process group of their own, in no exchange's way."""
         exchanges: Literal["shared", "own"] = "shared"
-        """`own`: what attentions give is exchanged in a process group of its own, in the way of nothing that they read:
-        of one group only one collective can be under way when an attention begins."""
+        """`own`: results of attentions are exchanged in a process group of their own, so that they can be under way
+        together with the queries, keys and values of the next one: beside an attention one group has at most one
+        collective under way. A communicator more."""
         solver: Literal["lists", "cp-sat"] = "lists"
         """`cp-sat`: also search with OR-tools, which must be installed; minutes for a deep model."""
         effort: float = 20.0
