@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ def run_eagerly(model: nn.Module, capture: CaptureInfo, batch: Any, seed: int = 
     """Run a model on a batch, under the autocast of its capture, and differentiate what `capture` keeps of its outputs.
 
     Args:
-        model: With real weights; its `.grad` fields are not touched.
+        model: With real weights; its `.grad` fields are not touched, and buffers that it updates get their values back.
         capture: Names the inputs and the kept outputs.
         batch: As the model takes it.
         seed: Of the random gradients given to outputs other than a scalar.
@@ -45,6 +46,25 @@ def run_eagerly(model: nn.Module, capture: CaptureInfo, batch: Any, seed: int = 
     given = dict(zip(capture.input_names, capture.flatten(args, kwargs), strict=True))
     leaves = {n: t.detach().clone().requires_grad_(t.requires_grad) for n, t in given.items()}
     flat = [leaves[n] for n in capture.input_names]
+    with _own_buffers(model):
+        return _differentiated(model, capture, flat, leaves, seed)
+
+
+@contextlib.contextmanager
+def _own_buffers(model: nn.Module) -> Iterator[None]:
+    """What a program is bound to is the model's own memory: an eager step in front of it must not be seen there."""
+    before = [(b, b.detach().clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+def _differentiated(
+    model: nn.Module, capture: CaptureInfo, flat: list[Tensor], leaves: Mapping[str, Tensor], seed: int
+) -> EagerRun:
     with capture.autocast.entered():
         output = capture.plan.call(model, flat)
         outputs = _kept(capture, output, capture.plan.batch(flat))
@@ -56,11 +76,13 @@ def run_eagerly(model: nn.Module, capture: CaptureInfo, batch: Any, seed: int = 
             f"none of the outputs {sorted(outputs)} depends on a parameter that asks for a gradient",
             hint="keep a differentiable output, such as the loss",
         )
+    if not wanted:
+        return EagerRun({n: t.detach().clone() for n, t in outputs.items()}, {}, tangents)
     gradients = torch.autograd.grad(
         [outputs[n] for n in tangents], list(wanted.values()), list(tangents.values()), allow_unused=True
     )
     return EagerRun(
-        {n: t.detach() for n, t in outputs.items()},
+        {n: t.detach().clone() for n, t in outputs.items()},
         {n: g for n, g in zip(wanted, gradients, strict=True) if g is not None},
         tangents,
     )

@@ -9,7 +9,7 @@ from autosp_ir.rewrite.rewriter import Rewriter
 
 
 def buckets(reductions: Sequence[Node], limit: float) -> Iterator[list[Node]]:
-    """Group the reductions that are smaller than a limit, in program order.
+    """Group the reductions that are smaller than a limit and that only the caller reads, in program order.
 
     A bucket is closed when it reaches the limit, so that it is sent while there is work left to run beside it.
 
@@ -26,7 +26,9 @@ def buckets(reductions: Sequence[Node], limit: float) -> Iterator[list[Node]]:
     for node in sorted(reductions, key=place.__getitem__):
         kind = node.result.tensor_type
         size = kind.numel * kind.dtype.itemsize
-        if not isinstance(size, int) or size >= limit:
+        # What computes with a gradient reads it before the last one of its bucket is there.
+        read = any(user.op.kind != "output" for user in node.users)
+        if not isinstance(size, int) or size >= limit or read:
             continue
         key = (node.arg("axis"), node.arg("size"), kind.dtype, kind.layout, node.phase)
         open_.setdefault(key, []).append(node)

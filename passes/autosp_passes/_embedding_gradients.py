@@ -40,7 +40,7 @@ def gather_rows(reduction: Node, choice: Choice, over: Link, rewriter: Rewriter)
     axis, size = str(reduction.arg("axis")), reduction.arg("size")
     gradient, ids = partial.operands
     placement = gradient.tensor_type.layout[axis]
-    if not isinstance(placement, Shard) or ids.tensor_type.layout[axis] != placement:
+    if not isinstance(placement, Shard) or ids.tensor_type.layout[axis] != placement or placement.outer != 1:
         return False
     if choice == "auto" and not _sends_less(reduction, gradient, size, over):
         return False

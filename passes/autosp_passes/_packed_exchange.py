@@ -11,9 +11,12 @@ _RANKS, _HEADS, _TOKENS = 1, 2, 3
 
 
 def packs(values: Sequence[Value]) -> bool:
-    """Whether tensors [B, H, S, D] can share a collective: one dtype and one width, and none is there twice."""
-    kinds = [v.tensor_type for v in values]
-    alike = all(t.dtype == kinds[0].dtype and t.shape[3] == kinds[0].shape[3] for t in kinds)
+    """Whether tensors [B, H, S, D] can share a collective: alike in all but their heads, and none is there twice."""
+    first, *others = (v.tensor_type for v in values)
+    alike = all(
+        (t.dtype, t.layout, t.shape[:1], t.shape[2:]) == (first.dtype, first.layout, first.shape[:1], first.shape[2:])
+        for t in others
+    )
     return alike and len(set(values)) == len(values)
 
 

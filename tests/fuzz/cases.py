@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from autosp_ir.errors import AutoSPError, PassError, SimulationError
+from autosp_ir.errors import AutoSPError, PassError, SimulationError, VerifyError
 from autosp_ir.pipeline.manager import PassManager, PassResult
 from autosp_ir.testing import EquivalenceError
 
@@ -97,7 +97,9 @@ def run_case(case: Case, judge: Judge) -> Outcome:
     except (EquivalenceError, SimulationError) as error:
         return _ended(case, FINDING, error)
     except AutoSPError as error:
+        # A program that a pass left unverifiable is the pass's fault, whatever its user asked for.
         own = not isinstance(error, PassError) or isinstance(error.__cause__, AutoSPError | None)
+        own = own and not isinstance(error, VerifyError)
         return _ended(case, REFUSED if own and error.hint else FINDING, error)
     except Exception as error:  # the point of a fuzzer
         return _ended(case, FINDING, error)
