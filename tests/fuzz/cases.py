@@ -99,7 +99,7 @@ def run_case(case: Case, judge: Judge) -> Outcome:
     except AutoSPError as error:
         # A program that a pass left unverifiable is the pass's fault, whatever its user asked for.
         own = not isinstance(error, PassError) or isinstance(error.__cause__, AutoSPError | None)
-        own = own and not isinstance(error, VerifyError)
+        own = own and type(error) is not VerifyError
         return _ended(case, REFUSED if own and error.hint else FINDING, error)
     except Exception as error:  # the point of a fuzzer
         return _ended(case, FINDING, error)
