@@ -49,7 +49,7 @@ class Ulysses(Pass):
         """Rewrite `program` in place.
 
         Raises:
-            UnsupportedError: The query heads are not divisible by the axis.
+            UnsupportedError: The query heads are not divisible by the axis, or keys or values are whole on every rank.
         """
         axis = self.options.axis or str(program.info.get("sp_axis", "sp"))
         size = check_mesh_axis(ctx, axis, self.name)
@@ -123,6 +123,15 @@ class _Exchange:
                 f"{heads} query heads cannot be spread over {self.size} ranks",
                 node=self.node,
                 hint=f"use a number of ranks that divides {heads}, or another attention strategy",
+            )
+        for name, value in (("keys", self.k), ("values", self.v)):
+            if value.tensor_type.layout[self.axis] == Shard(_TOKENS):
+                continue
+            raise UnsupportedError(
+                f"the {name} of this attention are not cut over {self.axis!r} as its queries are: every rank has all "
+                "of them, such as a learned memory or tokens whose number the ranks do not divide",
+                node=self.node,
+                hint="pad their number to a multiple of the ranks, or attend to them in a step of their own",
             )
 
     def _op(self, name: str, *args: Any, **kwargs: Any) -> Value:
