@@ -27,7 +27,7 @@ def is_costed(node: fx.Node) -> bool:
     return str(node.target) in COSTED
 
 
-def give_head_starts(graph: fx.Graph, is_costed: Callable[[fx.Node], bool] = is_costed) -> None:
+def give_head_starts(graph: fx.Graph, fills: Callable[[fx.Node], bool] = is_costed) -> None:
     """Pass an operand of each costed operation in front of which a collective set out through `autosp.head_start`.
 
     Only where the collective is not awaited in between, and worth it.
@@ -35,7 +35,7 @@ def give_head_starts(graph: fx.Graph, is_costed: Callable[[fx.Node], bool] = is_
     Args:
         graph: A graph of a half, in the order in which it runs, with fake values in `meta["val"]` where they are known.
             It is changed.
-        is_costed: Whether a node fills a device.
+        fills: Whether a node fills a device.
     """
     setting_out: list[fx.Node] = []
     for node in list(graph.nodes):
@@ -43,13 +43,13 @@ def give_head_starts(graph: fx.Graph, is_costed: Callable[[fx.Node], bool] = is_
             setting_out = [n for n in setting_out if n is not node.args[0]]
         elif str(getattr(node.target, "namespace", "")) == "_c10d_functional":
             setting_out.append(node)
-        elif node.op == "call_function" and is_costed(node):
+        elif node.op == "call_function" and fills(node):
             sent = [t for n in setting_out if (t := _tensor(n)) is not None and t.device.type in _FILLED]
             if any(t.nbytes >= _WORTH_IT for t in sent):
                 operand = node.all_input_nodes[-1]
                 with graph.inserting_before(node):
                     given = graph.call_function(torch.ops.autosp.head_start.default, (operand,))
-                given.meta.update({key: operand.meta[key] for key in ("val",) if key in operand.meta})
+                given.meta["val"] = operand.meta.get("val")
                 node.replace_input_with(operand, given)
             setting_out = []
 
