@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -26,9 +28,9 @@ def shared_generators(program: Program) -> list[torch.device]:
     return sorted(found, key=str)
 
 
-def dropout_probabilities(module: nn.Module) -> tuple[float, ...]:
+def dropout_probabilities(modules: Iterable[nn.Module]) -> tuple[float, ...]:
     """What the dropout modules of a model are set to: a program holds them as numbers."""
-    return tuple(m.p for m in module.modules() if isinstance(m, _DROPOUTS))
+    return tuple(m.p for m in modules if isinstance(m, _DROPOUTS))
 
 
 __all__ = ["dropout_probabilities", "shared_generators"]

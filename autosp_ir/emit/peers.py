@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
@@ -30,6 +31,7 @@ class Line:
         place: Where this rank is.
         inside: Whether it may be waiting for the others.
         since: When it came there.
+        talked: Keys of its latest exchanges, the oldest first.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Line:
     place: str = "before its first step"
     inside: bool = False
     since: float = field(default_factory=time.monotonic)
+    talked: deque[list[str]] = field(default_factory=deque)
 
     def move(self, place: str, inside: bool) -> None:
         """Enter or leave a part of a step."""

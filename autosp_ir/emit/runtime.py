@@ -17,6 +17,7 @@ from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.comm.random_masks import generator_state
 from autosp_ir.emit.agreement import GENERATOR, PARAMETER, PROGRAM, collectives_of, describe
 from autosp_ir.emit.draws import dropout_probabilities, shared_generators
+from autosp_ir.emit.lookup import Lookup, submodules
 from autosp_ir.emit.step import EmittedStep
 from autosp_ir.emit.team import Team
 from autosp_ir.errors import RuntimeMismatchError
@@ -47,7 +48,8 @@ class ProgramRunner:
         self._collectives = collectives_of(program)
         self._shared = shared_generators(program)
         self._compared: set[int] = set()
-        self._names = [s.target for s in program.signature.inputs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
+        kinds = InputKind.PARAMETER, InputKind.BUFFER
+        self._lookup = Lookup([s.target for s in program.signature.inputs if s.kind in kinds])
         self._expected = {
             s.target: (program.graph.value(s.name).tensor_type.dtype, s.requires_grad)
             for s in program.signature.inputs
@@ -62,7 +64,7 @@ class ProgramRunner:
         Raises:
             RuntimeMismatchError: One is gone, or is not what the program was captured for.
         """
-        tensors = lookup(module, self._names)
+        tensors = self._lookup(module)
         self._check_parameters(tensors)
         return tensors
 
@@ -228,25 +230,7 @@ def _call_key(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 
 def _module_key(module: nn.Module) -> tuple[Any, ...]:
-    trained = tuple(p.requires_grad for p in module.parameters())
-    modes = hash(tuple(m.training for m in module.modules()))
-    return (modes, dropout_probabilities(module), trained, tuple(p.dtype for p in module.parameters()))
-
-
-def lookup(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
-    """Parameters and buffers of a module by canonical name.
-
-    Raises:
-        RuntimeMismatchError: The module no longer has one of them.
-    """
-    found: dict[str, Tensor] = {}
-    for name in names:
-        path, _, attribute = name.rpartition(".")
-        try:
-            value = getattr(module.get_submodule(path), attribute)
-        except AttributeError as error:
-            raise RuntimeMismatchError(
-                f"the model no longer has {name!r}", hint="call parallelize() again after changing the model"
-            ) from error
-        found[name] = value
-    return found
+    modules = submodules(module)
+    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+    modes = tuple(m.training for m in modules)
+    return (modes, dropout_probabilities(modules), tuple((p.requires_grad, p.dtype) for p in parameters))

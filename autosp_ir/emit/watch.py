@@ -24,11 +24,12 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from autosp_ir._torch_compat import default_store
 from autosp_ir.emit.peers import SILENCE, Line, Peer, brief, fault, is_communication, store_lost
+from autosp_ir.emit.talk import Talk
 from autosp_ir.emit.whereabouts import whereabouts, work_clock
 from autosp_ir.errors import RankFailureError
 
 _BEAT, _GRACE, _LINGER, _FAREWELL = 0.5, 2.0, 2.0, 5.0
-_FIRST_PAUSE, _LAST_PAUSE = 2e-5, 0.02
+_FIRST_PAUSE, _LAST_PAUSE, _SOON = 2e-5, 0.02, 5e-3
 _OBITUARY = "obituary"
 _HINT = "see the log of the rank named, and start the job again from its last checkpoint"
 
@@ -100,6 +101,10 @@ class Watch:
     def exchange(self, line: Line, told: str, begins: bool = True) -> list[str]:
         """Tell the line's ranks something short, and learn what each of them tells.
 
+        At the start of a step all should tell the same, and the device waits. So the ranks first count, under a digest
+        of what they tell, how many came with it: the last of them learns in one call to the store that all did. Only
+        if that does not happen soon are the texts exchanged.
+
         Args:
             line: The ranks.
             told: What this rank tells.
@@ -116,20 +121,18 @@ class Watch:
         line.talks += 1
         line.calls += begins
         line.move(f"at the {'start' if begins else 'checks'} of step {line.calls}", inside=True)
-        keys = [f"{line.name}/{line.talks}/{rank}" for rank in line.ranks]
-        if line.talks > 2:
+        talk = Talk(self._calls, f"{line.name}/{line.talks}", line.ranks, self.rank, told)
+        line.talked.append(talk.keys)
+        if len(line.talked) > 2:
             # Everyone has come to the last exchange, so everyone has read the one before.
-            self._stale.append(f"{line.name}/{line.talks - 2}/{self.rank}")
-        deadline, pause = time.monotonic() + self._limit, _FIRST_PAUSE
-        said = False
-        while time.monotonic() < deadline:
+            self._stale += line.talked.popleft()
+        begun, pause = time.monotonic(), _FIRST_PAUSE
+        while (waited := time.monotonic() - begun) < self._limit:
             try:
-                if not said:
-                    self._calls.set(keys[line.ranks.index(self.rank)], told)
-                    said = True
-                # Asked again and again: a read that waits and gives up makes torch write warnings.
-                if self._calls.check(keys):
-                    return [value.decode() for value in self._calls.multi_get(keys)]
+                if begins and talk.all_came():
+                    return [told] * len(line.ranks)
+                if (waited > _SOON or not begins) and (texts := talk.texts()) is not None:
+                    return texts
             except (RuntimeError, OSError):
                 # The store is gone, which the thread finds out and explains.
                 pause = _LAST_PAUSE

@@ -36,8 +36,8 @@ def dense(
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-    query = torch.arange(q.shape[2])[:, None] + q_offset
-    key = torch.arange(k.shape[2])[None] + kv_offset
+    query = torch.arange(q.shape[2], device=q.device)[:, None] + q_offset
+    key = torch.arange(k.shape[2], device=q.device)[None] + kv_offset
     visible = torch.ones_like(query - key, dtype=torch.bool)[None, None]
     if causal:
         visible = visible & (key <= query)

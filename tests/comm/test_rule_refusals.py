@@ -248,6 +248,7 @@ def test_lengths_of_a_shard_are_parts_of_the_whole_length(length: Any) -> None:
         lambda b, own, other: b.call("operator.sub", (other, own)),
         lambda b, own, other: b.call("operator.mul", (own, own)),
         lambda b, own, other: b.call("operator.mul", (b.call("operator.add", (own, 1)), 2)),
+        lambda b, own, other: b.call("operator.add", (own, b.call("operator.add", (own, 1)))),
         lambda b, own, other: b.call("operator.floordiv", (own, 3)),
         lambda b, own, other: b.call("operator.floordiv", (other, own)),
         lambda b, own, other: b.call("operator.mod", (own, 3)),

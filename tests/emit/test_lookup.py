@@ -1,0 +1,61 @@
+"""Parameters and buffers by name, call after call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from autosp_ir.emit.lookup import Lookup, submodules
+from autosp_ir.errors import RuntimeMismatchError
+
+
+def _model() -> Any:
+    return nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)))
+
+
+def test_finds_what_named_parameters_and_buffers_find() -> None:
+    model = _model()
+    expected = dict(model.named_parameters()) | dict(model.named_buffers())
+    found = Lookup(list(expected))(model)
+    assert list(found) == list(expected) and all(found[n] is expected[n] for n in expected)
+
+
+def test_sees_what_was_replaced_since() -> None:
+    model = _model()
+    lookup = Lookup(["0.weight", "1.1.weight"])
+    lookup(model)
+    model[0].weight = nn.Parameter(torch.zeros(3, 2))
+    model[1] = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    found = lookup(model)
+    assert found["0.weight"] is model[0].weight and found["1.1.weight"] is model[1][1].weight
+
+
+def test_sees_modules_that_changed_places() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    lookup = Lookup(["0.weight"])
+    lookup(model)
+    model[0], model[1] = model[1], model[0]
+    assert lookup(model)["0.weight"] is model[0].weight
+
+
+@pytest.mark.parametrize("gone", ["parameter", "module"])
+def test_names_what_is_gone(gone: str) -> None:
+    model = _model()
+    lookup = Lookup(["1.1.weight"])
+    lookup(model)
+    if gone == "parameter":
+        del model[1][1].weight
+    else:
+        del model[1][1]
+    with pytest.raises(RuntimeMismatchError, match=r"no longer has '1\.1\.weight'"):
+        lookup(model)
+
+
+def test_submodules_are_those_of_torch_each_once() -> None:
+    model = _model()
+    model.append(model[0])
+    assert {id(m) for m in submodules(model)} == {id(m) for m in model.modules()}
+    assert len(submodules(model)) == len(list(model.modules()))
