@@ -13,8 +13,9 @@ from autosp_passes._schedule.cp_sat import solve
 from autosp_passes._schedule.lists import Yielding, list_order
 from autosp_passes._schedule.problem import Problem
 
-# Places that work may run ahead of the program: without a bound, about a layer, a few costed operations.
-_AHEAD = (10**9, 100, 25)
+_ANY = 10**9
+# Places that work may run ahead of the program: most of a layer, without a bound, a few costed operations.
+_AHEAD = (200, _ANY, 25)
 # Work held back, in times of the longest exchange.
 _RESERVES = (0, 1, 2, 4)
 _NOISE = 0.03
@@ -112,7 +113,7 @@ def _candidates(problem: Problem) -> Iterator[tuple[str, list[int]]]:
     reduces = any(c for c, each in zip(problem.comm, spare, strict=True) if each)
     for yielding in get_args(Yielding) if reduces else get_args(Yielding)[:1]:
         for ahead in _AHEAD:
-            for factor in _RESERVES if ahead >= _AHEAD[1] else _RESERVES[:1]:
+            for factor in _RESERVES if ahead > _AHEAD[-1] else _RESERVES[:1]:
                 order = list_order(problem, own, ahead, factor * longest, yielding)
                 name = (
                     f"program order, {_distance(ahead)}, {factor} exchanges of work in reserve, reductions {yielding}"
@@ -126,7 +127,7 @@ def _candidates(problem: Problem) -> Iterator[tuple[str, list[int]]]:
 
 
 def _distance(ahead: int) -> str:
-    return "any distance" if ahead == _AHEAD[0] else f"{ahead} operations ahead"
+    return "any distance" if ahead == _ANY else f"{ahead} operations ahead"
 
 
 def settled(problem: Problem, order: Sequence[int], overtake: bool = False) -> list[int]:
