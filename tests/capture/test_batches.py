@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autosp_ir.capture.facts import facts_of
+from autosp_ir._torch_compat import TorchDispatchMode
+from autosp_ir.capture.facts import check_facts, facts_of
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.capture.outputs import choose_outputs, describe_output, keep, rebuild
 from autosp_ir.capture.program import capture
@@ -219,6 +220,30 @@ def test_facts_of_a_batch() -> None:
         "fake": torch.ones(2, 4, dtype=torch.int64, device="meta"),
     }
     assert facts_of(tensors) == {"ones": "ones", "positions": "arange"}
+
+
+def test_facts_are_looked_up_on_the_device_once() -> None:
+    """Each look waits for all that is queued there."""
+    tensors = {name: torch.arange(4) for name in "abc"} | {"mask": torch.ones(4, dtype=torch.bool)}
+    looks = Looks()
+    with looks:
+        found = facts_of(tensors)
+        check_facts(found, tensors)
+    assert found == {"a": "arange", "b": "arange", "c": "arange", "mask": "ones"} and looks.count <= 2
+    with pytest.raises(RuntimeMismatchError, match="'c' must count"):
+        check_facts(found, tensors | {"c": torch.zeros(4, dtype=torch.int64)})
+
+
+class Looks(TorchDispatchMode):
+    """Counts values that the host reads one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
 
 
 def test_batches_that_do_not_fit_are_refused() -> None:
