@@ -41,6 +41,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     for axes, title in ((left, "time per token [µs]"), (right, "peak memory [GiB]")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [f"{seq:,}" for seq in lengths], minor=False)
+        axes.tick_params(axis="x", rotation=45)
         axes.set_xlabel("tokens")
         axes.set_title(title)
         axes.set_ylim(bottom=0)
