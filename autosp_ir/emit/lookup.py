@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
 from autosp_ir.errors import RuntimeMismatchError
 
+Edge = tuple[nn.Module, str, nn.Module]
+
 
 class Lookup:
-    """Finds parameters and buffers; their owners are looked for once per set of submodules.
+    """Finds parameters and buffers; their owners are looked for again when a submodule has another name or place.
 
     Args:
         names: Canonical names.
@@ -18,7 +20,7 @@ class Lookup:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
-        self._modules: list[nn.Module] = []
+        self._edges: list[Edge] = []
         self._owners: list[tuple[str, nn.Module, str]] = []
 
     def __call__(self, module: nn.Module) -> dict[str, Tensor]:
@@ -27,10 +29,10 @@ class Lookup:
         Raises:
             RuntimeMismatchError: The module no longer has one of them.
         """
-        modules = submodules(module)
-        if modules != self._modules:
+        edges = list(edges_of(module))
+        if edges != self._edges:
             self._owners = [self._owner(module, name) for name in self._names]
-            self._modules = modules
+            self._edges = edges
         found: dict[str, Tensor] = {}
         for name, owner, attribute in self._owners:
             value = getattr(owner, attribute, None)
@@ -48,17 +50,37 @@ class Lookup:
             raise _gone(name) from error
 
 
-def submodules(module: nn.Module) -> list[nn.Module]:
-    """A module and those within it, each once and in a fixed order: `Module.modules` for many calls."""
-    found: dict[int, nn.Module] = {}
+def edges_of(module: nn.Module) -> Iterator[Edge]:
+    """Which module holds which under what name, in a fixed order; a module that is held twice is looked into once."""
+    found = {id(module)}
     left = [module]
     while left:
         each = left.pop()
-        if id(each) in found:
-            continue
-        found[id(each)] = each
-        left += [m for m in each._modules.values() if m is not None]
+        for name, child in each._modules.items():
+            if child is None:
+                continue
+            yield each, name, child
+            if id(child) not in found:
+                found.add(id(child))
+                left.append(child)
+
+
+def submodules(module: nn.Module) -> list[nn.Module]:
+    """A module and those within it, each once and in a fixed order: `Module.modules` for many calls."""
+    found = {id(module): module}
+    for _, _, child in edges_of(module):
+        found.setdefault(id(child), child)
     return list(found.values())
+
+
+def parameters_of(modules: Iterable[nn.Module]) -> list[tuple[int, nn.Parameter]]:
+    """Every place where a module holds a parameter: that, and the first place where it stands.
+
+    A program reads what is shared once, so that parameters which are tied or no longer tied make another program.
+    """
+    held = [p for m in modules for p in m._parameters.values() if p is not None]
+    first: dict[int, int] = {}
+    return [(first.setdefault(id(p), place), p) for place, p in enumerate(held)]
 
 
 def _gone(name: str) -> RuntimeMismatchError:
@@ -67,4 +89,4 @@ def _gone(name: str) -> RuntimeMismatchError:
     )
 
 
-__all__ = ["Lookup", "submodules"]
+__all__ = ["Lookup", "parameters_of", "submodules"]

@@ -31,6 +31,7 @@ class Line:
         place: Where this rank is.
         inside: Whether it may be waiting for the others.
         since: When it came there.
+        met: What its ranks name their exchanges by, once they have met.
         talked: Keys of its latest exchanges, the oldest first.
     """
 
@@ -43,6 +44,7 @@ class Line:
     place: str = "before its first step"
     inside: bool = False
     since: float = field(default_factory=time.monotonic)
+    met: str = ""
     talked: deque[list[str]] = field(default_factory=deque)
 
     def move(self, place: str, inside: bool) -> None:
@@ -53,7 +55,10 @@ class Line:
 
 @dataclass
 class Peer:
-    """What is known of another rank: its last words, when they last changed, when it last moved or did anything."""
+    """What is known of another rank: its last words, when they last changed, when it last moved or did anything.
+
+    Its `number`, once both have met, tells its words from those of an earlier process group.
+    """
 
     said: str = ""
     heard: float = field(default_factory=time.monotonic)
@@ -63,12 +68,16 @@ class Peer:
     lived: float = field(default_factory=time.monotonic)
     where: str = ""
     ended: bool = False
+    number: str = ""
 
     def hear(self, said: str, now: float) -> None:
         """Take in what it last said."""
         if said == self.said:
             return
         told = json.loads(said)
+        # A store may still hold the last words of a process group that was there before.
+        if told["number"] != self.number if self.number else told["ended"]:
+            return
         lines = {name: (moves, place, inside) for name, (moves, place, inside) in told["lines"].items()}
         if lines != self.lines:
             self.lines, self.moved, self.lived = lines, now, now

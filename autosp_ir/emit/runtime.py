@@ -17,7 +17,7 @@ from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.comm.random_masks import generator_state
 from autosp_ir.emit.agreement import GENERATOR, PARAMETER, PROGRAM, collectives_of, describe
 from autosp_ir.emit.draws import dropout_probabilities, shared_generators
-from autosp_ir.emit.lookup import Lookup, submodules
+from autosp_ir.emit.lookup import Lookup, parameters_of, submodules
 from autosp_ir.emit.step import EmittedStep
 from autosp_ir.emit.team import Team
 from autosp_ir.errors import RuntimeMismatchError
@@ -124,6 +124,7 @@ class FixedRuntime:
     def __init__(self, runner: ProgramRunner, info: CaptureInfo) -> None:
         self.runner = runner
         self._info = info
+        self._shared = _shared(info.model)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Check the batch and run."""
@@ -136,6 +137,11 @@ class FixedRuntime:
                 raise RuntimeMismatchError(
                     f"the program was captured with training={info.training}, and the module is now in the other mode",
                     hint="use parallelize(), which captures each mode, or capture the model again in this mode",
+                )
+            if _shared(module) != self._shared:
+                raise RuntimeMismatchError(
+                    "parameters have been tied or untied since the program was emitted, and it reads shared ones once",
+                    hint="use parallelize(), which captures again, or capture the model again",
                 )
             tensors = self.runner.tensors(module)
         return self.runner(module, info, dict(zip(info.input_names, given, strict=True)), tensors)
@@ -217,6 +223,10 @@ class RecapturingRuntime:
         return (shapes, facts, Autocast.ambient(tensors), *_module_key(module))
 
 
+def _shared(module: nn.Module) -> list[int]:
+    return [first for first, _ in parameters_of(submodules(module))]
+
+
 def _call_key(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     def described(value: Any) -> Any:
         return (tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else repr(value)
@@ -231,6 +241,5 @@ def _call_key(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 def _module_key(module: nn.Module) -> tuple[Any, ...]:
     modules = submodules(module)
-    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
-    modes = tuple(m.training for m in modules)
-    return (modes, dropout_probabilities(modules), tuple((p.requires_grad, p.dtype) for p in parameters))
+    described = tuple((first, p.requires_grad, p.dtype) for first, p in parameters_of(modules))
+    return (tuple(m.training for m in modules), dropout_probabilities(modules), described)

@@ -1,4 +1,8 @@
-"""One exchange of short texts between ranks, through the rendezvous store."""
+"""Ranks that meet and talk through the rendezvous store, which may outlive them.
+
+A store keeps what was written to it when a process group is destroyed and made again under the same name. Ranks
+therefore meet before they talk: each makes up a number, and the numbers of all of them name what they write.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,55 @@ from collections.abc import Sequence
 from torch.distributed.distributed_c10d import Store
 
 
+class Meeting:
+    """How ranks come to know each other's numbers, and that these are of now.
+
+    A rank puts its number where the others find it, and puts it again under each number that it finds. What stands
+    under its own number was written by someone who has seen that, and so not before.
+
+    Args:
+        store: Where.
+        name: Of the group, the same on all of its ranks.
+        ranks: Who meets.
+        rank: This rank.
+        number: Made up by this rank, never used before.
+    """
+
+    def __init__(self, store: Store, name: str, ranks: Sequence[int], rank: int, number: str) -> None:
+        self._store, self._name, self._rank, self._number = store, name, rank, number
+        self._others = [r for r in ranks if r != rank]
+        self._answered: dict[int, str] = {}
+        self._said = False
+
+    def numbers(self) -> dict[int, str] | None:
+        """The numbers of all ranks; None while one of them has not come. To be asked again then."""
+        if not self._said:
+            self._store.set(f"hello/{self._name}/{self._rank}", self._number)
+            self._said = True
+        for other in self._others:
+            place = f"hello/{self._name}/{other}"
+            if self._store.check([place]):
+                self._answer(other, self._store.get(place).decode())
+        answers = [f"seen/{self._number}/{other}" for other in self._others]
+        if answers and not self._store.check(answers):
+            return None
+        found = dict(zip(self._others, (self._store.get(a).decode() for a in answers), strict=True))
+        for other, number in found.items():
+            self._answer(other, number)
+        return dict(sorted((found | {self._rank: self._number}).items()))
+
+    def _answer(self, other: int, number: str) -> None:
+        if self._answered.get(other) != number:
+            self._store.set(f"seen/{number}/{self._rank}", self._number)
+            self._answered[other] = number
+
+
 class Talk:
     """One exchange, through the store.
 
     Args:
         store: Where.
-        name: Of the exchange, the same on all ranks.
+        name: Of the exchange, the same on all ranks and never used before.
         ranks: Who takes part.
         rank: This rank.
         told: What this rank tells.
@@ -33,9 +80,11 @@ class Talk:
 
     def all_came(self) -> bool:
         """Whether all ranks have come with the same text."""
+        if self._came:
+            return int(self._store.get(self._count)) == len(self._ranks)
         # A call that fails may have counted: this rank must never count twice.
-        counts, self._came = not self._came, True
-        return self._store.add(self._count, int(counts)) == len(self._ranks)
+        self._came = True
+        return self._store.add(self._count, 1) == len(self._ranks)
 
     def texts(self) -> list[str] | None:
         """The texts of all ranks; None while one is missing."""
@@ -48,4 +97,4 @@ class Talk:
         return [value.decode() for value in self._store.multi_get(self._places)]
 
 
-__all__ = ["Talk"]
+__all__ = ["Meeting", "Talk"]

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import json
 import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -24,7 +26,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from autosp_ir._torch_compat import default_store
 from autosp_ir.emit.peers import SILENCE, Line, Peer, brief, fault, is_communication, store_lost
-from autosp_ir.emit.talk import Talk
+from autosp_ir.emit.talk import Meeting, Talk
 from autosp_ir.emit.whereabouts import whereabouts, work_clock
 from autosp_ir.errors import RankFailureError
 
@@ -52,7 +54,9 @@ class Watch:
         self._calls, self._beats = (PrefixStore("autosp_ir", store.clone()) for _ in range(2))
         for connection in (self._calls, self._beats):
             connection.set_timeout(timedelta(seconds=1.0))
+        self._number = uuid.uuid4().hex
         self._lines: dict[str, Line] = {}
+        self._meetings: dict[str, Meeting] = {}
         self._peers: dict[int, Peer] = {}
         self._stale: list[str] = []
         self._beat = 0
@@ -72,6 +76,7 @@ class Watch:
             ranks = tuple(dist.get_process_group_ranks(group))
             self._peers |= {r: Peer() for r in ranks if r != self.rank and r not in self._peers}
             self._lines[group.group_name] = Line(group.group_name, ranks)
+            self._meetings[group.group_name] = Meeting(self._calls, group.group_name, ranks, self.rank, self._number)
         return self._lines[group.group_name]
 
     @property
@@ -121,17 +126,15 @@ class Watch:
         line.talks += 1
         line.calls += begins
         line.move(f"at the {'start' if begins else 'checks'} of step {line.calls}", inside=True)
-        talk = Talk(self._calls, f"{line.name}/{line.talks}", line.ranks, self.rank, told)
-        line.talked.append(talk.keys)
-        if len(line.talked) > 2:
-            # Everyone has come to the last exchange, so everyone has read the one before.
-            self._stale += line.talked.popleft()
+        talk: Talk | None = None
         begun, pause = time.monotonic(), _FIRST_PAUSE
         while (waited := time.monotonic() - begun) < self._limit:
             try:
-                if begins and talk.all_came():
+                talk = talk or self._talk(line, told)
+                if talk is not None and begins and talk.all_came():
                     return [told] * len(line.ranks)
-                if (waited > _SOON or not begins) and (texts := talk.texts()) is not None:
+                late = waited > _SOON or not begins
+                if talk is not None and late and (texts := talk.texts()) is not None:
                     return texts
             except (RuntimeError, OSError):
                 # The store is gone, which the thread finds out and explains.
@@ -142,6 +145,23 @@ class Watch:
         raise self._declare(
             f"not all of ranks {list(line.ranks)} have come to step {line.calls} within {self._limit:.0f} s"
         )
+
+    def _talk(self, line: Line, told: str) -> Talk | None:
+        """The next exchange of a line; None while its ranks have not met."""
+        if not line.met:
+            numbers = self._meetings[line.name].numbers()
+            if numbers is None:
+                return None
+            line.met = hashlib.sha256(f"{line.name} {numbers}".encode()).hexdigest()[:32]
+            for rank, number in numbers.items():
+                if rank in self._peers:
+                    self._peers[rank].number = number
+        talk = Talk(self._calls, f"{line.met}/{line.talks}", line.ranks, self.rank, told)
+        line.talked.append(talk.keys)
+        if len(line.talked) > 2:
+            # Everyone has come to the last exchange, so everyone has read the one before.
+            self._stale += line.talked.popleft()
+        return talk
 
     @contextlib.contextmanager
     def inside(self, lines: Sequence[Line], part: str) -> Iterator[None]:
@@ -231,6 +251,7 @@ class Watch:
         lines = {line.name: [line.moves, line.place, line.inside] for line in list(self._lines.values())}
         told = {
             "beat": self._beat,
+            "number": self._number,
             "lines": lines,
             "worked": work_clock(self._main),
             "where": whereabouts(self._main),

@@ -214,6 +214,8 @@ class TokenWalk(ABC):
     def _aligned(self, node: Node, value: Value) -> list[Placement]:
         """Cuts of a whole operand that line up, under broadcasting, with the sharded ones."""
         kind = self.twin[node].result.type
+        if isinstance(kind, TupleType):
+            kind = kind.elements[0]
         if not isinstance(kind, TensorType) or not isinstance(self.twin[value.producer].result.type, TensorType):
             return []
         rank, mine = kind.ndim, self.global_type(value)

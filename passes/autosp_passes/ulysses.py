@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+from autosp_ir.comm.layout import whole
 from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.program import Program
@@ -25,7 +26,7 @@ _ATTRIBUTES = ("causal", "window", "q_offset", "kv_offset", "scale", "softcap", 
 
 
 class Ulysses(Pass):
-    """Insert the all-to-alls of Ulysses sequence parallelism around every attention over cut tokens.
+    """Insert the all-to-alls of Ulysses sequence parallelism around every attention whose queries and keys are cut.
 
     q, k and v go from token shards to head shards, the output comes back. `fuse=qkv` sends q, k and v in one
     collective, `fuse=none` in three.
@@ -49,7 +50,8 @@ class Ulysses(Pass):
         """Rewrite `program` in place.
 
         Raises:
-            UnsupportedError: The query heads are not divisible by the axis, or keys or values are whole on every rank.
+            UnsupportedError: The query heads are not divisible by the axis, or either keys or values are whole on
+                every rank.
         """
         axis = self.options.axis or str(program.info.get("sp_axis", "sp"))
         size = check_mesh_axis(ctx, axis, self.name)
@@ -57,6 +59,9 @@ class Ulysses(Pass):
         placed: dict[tuple[Value, str], Value] = {}
         for node in program.find("autosp.attention"):
             if node.arg("q").tensor_type.layout[axis] != Shard(_TOKENS):
+                continue
+            if _keys_are_whole(node, axis):
+                ctx.remark("applied", node, f"every rank has all keys: its queries of {axis} attend where they are")
                 continue
             if not rewriter.allows(node):
                 continue
@@ -67,6 +72,11 @@ class Ulysses(Pass):
                 ctx.remark("missed", exchange.square, _held(exchange.square.tensor_type))
             ctx.count("attentions", 1)
         rewriter.dead_code()
+
+
+def _keys_are_whole(node: Node, axis: str) -> bool:
+    """Whether every rank has all keys and values, of a learned memory or a short text, so that nothing need travel."""
+    return all(whole(node.arg(name).tensor_type.layout[axis]) for name in ("k", "v"))
 
 
 def _held(bias: TensorType) -> str:
@@ -128,10 +138,11 @@ class _Exchange:
             if value.tensor_type.layout[self.axis] == Shard(_TOKENS):
                 continue
             raise UnsupportedError(
-                f"the {name} of this attention are not cut over {self.axis!r} as its queries are: every rank has all "
-                "of them, such as a learned memory or tokens whose number the ranks do not divide",
+                f"the {name} of this attention are not cut over {self.axis!r}, and what goes with them is: they are "
+                "no tokens, or tokens whose number the ranks do not divide",
                 node=self.node,
-                hint="pad their number to a multiple of the ranks, or attend to them in a step of their own",
+                hint="let both keys and values come from tokens, or neither; or pad their number to a multiple of the "
+                "ranks",
             )
 
     def _op(self, name: str, *args: Any, **kwargs: Any) -> Value:

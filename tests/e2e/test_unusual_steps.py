@@ -70,20 +70,6 @@ class Counting(nn.Module):
         return {"loss": (self.table(input_ids) * (1 + 0.1 * self.calls)).pow(2).mean() + 0 * labels.sum()}
 
 
-class Remembering(nn.Module):
-    """Attention to a learned memory that has no tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(_ENTRIES, 8)
-        self.memory = nn.Parameter(torch.randn(1, 4, 6, 2))
-
-    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        q = self.table(input_ids).unflatten(-1, (4, 2)).transpose(1, 2)
-        memory = self.memory.expand(q.shape[0], -1, -1, -1)
-        return {"loss": F.scaled_dot_product_attention(q, memory, memory * 2).pow(2).mean() + 0 * labels.sum()}
-
-
 def reference(model: nn.Module) -> DenseReference:
     torch.manual_seed(0)
     ids = torch.randint(0, _ENTRIES, (2, 8))
@@ -106,13 +92,6 @@ def test_a_gradient_that_is_computed_with_stays_out_of_buckets(options: str) -> 
 @pytest.mark.parametrize("ulysses", ["ulysses", "ulysses{fuse=qkv}", "ulysses,head-chunk{chunks=2 fuse=qkv}"])
 def test_keys_of_another_length_travel_apart(ulysses: str) -> None:
     check(reference(Pooled()), f"{_CUT},{ulysses},{_REST}")
-
-
-@pytest.mark.parametrize("ulysses", ["ulysses", "ulysses{fuse=qkv}"])
-def test_keys_that_every_rank_has_are_refused_in_plain_words(ulysses: str) -> None:
-    found = reference(Remembering())
-    with pytest.raises(air.UnsupportedError, match="keys of this attention are not cut over 'sp'"):
-        air.PassManager(f"{_CUT},{ulysses}").run(found.program, mesh={"sp": 2})
 
 
 @pytest.mark.parametrize("how", ["auto", "gather", "reduce"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,6 +40,36 @@ def test_sees_modules_that_changed_places() -> None:
     lookup(model)
     model[0], model[1] = model[1], model[0]
     assert lookup(model)["0.weight"] is model[0].weight
+
+
+def _swap_names(model: Any) -> None:
+    first, second = model["a"], model["b"]
+    del model["a"], model["b"]
+    model["b"], model["a"] = first, second
+
+
+def _point_elsewhere(model: Any) -> None:
+    model["c"] = model["b"]
+
+
+@pytest.mark.parametrize("change", [_swap_names, _point_elsewhere])
+def test_sees_names_that_moved_among_modules_that_did_not(change: Callable[[Any], None]) -> None:
+    model: Any = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    model["c"] = model["a"]
+    lookup = Lookup(["a.weight", "b.weight", "c.weight"])
+    lookup(model)
+    change(model)
+    found = lookup(model)
+    assert all(found[f"{name}.weight"] is model[name].weight for name in "abc")
+
+
+def test_a_renamed_module_is_gone() -> None:
+    model: Any = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    lookup = Lookup(["a.weight"])
+    lookup(model)
+    model["c"] = model.pop("a")
+    with pytest.raises(RuntimeMismatchError, match="no longer has"):
+        lookup(model)
 
 
 @pytest.mark.parametrize("gone", ["parameter", "module"])

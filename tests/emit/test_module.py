@@ -147,6 +147,42 @@ def test_two_programs_in_one_process() -> None:
         assert largest_error(found, expected) <= 1e-5
 
 
+class Tied(nn.Module):
+    """An embedding and a head that share their weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.middle, self.head = nn.Embedding(8, 4), nn.Linear(4, 4), nn.Linear(4, 8, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.head(self.middle(self.embed(ids)).tanh()).square().mean()}
+
+    def untie(self, how: str) -> None:
+        if how == "another parameter":
+            self.head.weight = nn.Parameter(2 * self.head.weight.detach())
+            return
+        loaded = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        loaded["head.weight"] *= 2
+        self.load_state_dict(loaded, assign=True)
+
+
+@pytest.mark.parametrize("how", ["another parameter", "a checkpoint"])
+def test_parameters_that_are_tied_no_longer_make_another_program(how: str) -> None:
+    model, batch = Tied(), {"ids": torch.arange(8)[None]}
+    step = air.parallelize(model, batch, backend="aot_eager", seq_dims={"ids": 1})
+    fixed = air.emit(air.capture(model, batch, seq_dims={"ids": 1}))
+    step(**batch)["loss"].backward()
+    model.untie(how)
+    with pytest.raises(air.RuntimeMismatchError, match="tied or untied"):
+        fixed(**batch)
+    dense, expected = measure(model, model, batch)
+    loss, found = measure(model, step, batch)
+    assert "head.weight" in found and largest_error(found, expected) <= 1e-5
+    assert loss == pytest.approx(dense, rel=1e-5)
+
+
 def test_emit_refuses_other_shapes_and_modes() -> None:
     model, batch = build("llama-gqa", length=32)
     result = air.PassManager(air.DEFAULT_PIPELINE).run(air.capture(model, batch), mesh={"sp": 1})

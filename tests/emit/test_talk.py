@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from autosp_ir.emit.talk import Talk
+from autosp_ir.emit.talk import Meeting, Talk
 
 RANKS = (0, 3, 4)
 
@@ -69,9 +69,59 @@ def test_a_call_that_fails_after_it_counted_is_not_made_again() -> None:
                 raise RuntimeError("Socket Timeout")
             return self.count
 
+        def get(self, _: str) -> bytes:
+            return str(self.count).encode()
+
     store: Any = Failing()
     first, second, _ = _talks(["same"] * 3, store)
     with pytest.raises(RuntimeError, match="Timeout"):
         first.all_came()
     assert not first.all_came() and not second.all_came()
     assert store.count == 2, "two ranks have come, and the third has not"
+
+
+def _meetings(store: Any, world: str, ranks: Sequence[int] = RANKS) -> list[Meeting]:
+    return [Meeting(store, "0", ranks, rank, f"{world}{rank}") for rank in ranks]
+
+
+def _met(meetings: Sequence[Meeting]) -> list[dict[int, str]]:
+    """Ask everyone in turn until all have met."""
+    for _ in range(4):
+        found = [meeting.numbers() for meeting in meetings]
+        if all(found):
+            return [numbers for numbers in found if numbers is not None]
+    raise AssertionError("they do not meet")
+
+
+def test_ranks_that_meet_know_the_same_numbers() -> None:
+    assert _met(_meetings(_store(), "a")) == [{0: "a0", 3: "a3", 4: "a4"}] * 3
+    assert Meeting(_store(), "0", [7], 7, "alone").numbers() == {7: "alone"}
+
+
+@pytest.mark.parametrize("late", range(3))
+def test_nobody_meets_those_of_an_earlier_group(late: int) -> None:
+    """The store still holds what they wrote under the same names."""
+    store = _store()
+    _met(_meetings(store, "a"))
+    again = _meetings(store, "b")
+    early = [m for i, m in enumerate(again) if i != late]
+    for _ in range(5):
+        assert [m.numbers() for m in early] == [None, None], "the last has not come, and its old number is no answer"
+    assert _met(again) == [{0: "b0", 3: "b3", 4: "b4"}] * 3
+
+
+def test_who_met_and_left_had_answered_everyone() -> None:
+    """The last to meet asks nobody who is still asking."""
+    first, second = _meetings(_store(), "a", (0, 1))
+    assert first.numbers() is None
+    assert second.numbers() is None
+    assert first.numbers() is not None, "and is not asked again"
+    assert second.numbers() is not None
+
+
+def test_groups_of_one_name_over_other_ranks_do_not_meet() -> None:
+    store = _store()
+    ours, theirs = _meetings(store, "a", (0, 1)), _meetings(store, "a", (4, 5))
+    assert ours[0].numbers() is None and theirs[0].numbers() is None and theirs[1].numbers() is None
+    assert ours[0].numbers() is None
+    assert _met(ours) == [{0: "a0", 1: "a1"}] * 2 and _met(theirs) == [{4: "a4", 5: "a5"}] * 2
