@@ -287,15 +287,16 @@ def trace_joint(
 
 
 def inductor_decompositions() -> dict[Any, Any]:
-    """Inductor's decomposition table, operator -> Python function, less the scattering backward operators.
+    """Inductor's decomposition table, operator -> Python function, less the scattering backward operators and `stack`.
 
     Those fuse no better for being decomposed before the layouts are inferred, and their parts (scatters into zeros by
-    computed index) say less about where the result lives. Inductor decomposes them itself when it compiles.
+    computed index) say less about where the result lives; a `stack` as a `cat` along a cut dimension, of which blocks
+    are viewed apart again, says nothing of it. Inductor decomposes them itself when it compiles.
     """
     from torch._inductor.decomposition import select_decomp_table
 
     aten = torch.ops.aten
-    whole = {aten.embedding_dense_backward, aten.slice_backward, aten.select_backward}
+    whole = {aten.embedding_dense_backward, aten.slice_backward, aten.select_backward, aten.stack}
     return {op: rule for op, rule in select_decomp_table().items() if getattr(op, "overloadpacket", op) not in whole}
 
 

@@ -145,6 +145,26 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(self.linear(x.mean(dim=1)))[:, None, :]
 
 
+class Memory(nn.Module):
+    """Attention of every token to a few learned entries.
+
+    Args:
+        written: Whether a mean over the tokens is added to them.
+    """
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.written = written
+        self.entries = nn.Parameter(torch.randn(5, WIDTH))
+        self.query, self.pair = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        entries = self.entries.expand(x.shape[0], -1, -1)
+        pair = self.pair(entries + x.mean(1, keepdim=True) if self.written else entries)
+        q, k, v = (y.unflatten(-1, (-1, 4)).transpose(1, 2) for y in (self.query(x), *pair.chunk(2, -1)))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "layer": lambda: nn.LayerNorm(WIDTH),
     "plain": lambda: nn.LayerNorm(WIDTH, elementwise_affine=False),
@@ -182,5 +202,7 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "standardise": lambda: OverTokens(lambda x: (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-3)),
     "logsumexp": lambda: OverTokens(lambda x: x - x.logsumexp(1, keepdim=True)),
     "gram": lambda: OverTokens(lambda x: x @ (x.transpose(1, 2) @ x) / 64),
+    "memory": lambda: Memory(written=False),
+    "written-memory": lambda: Memory(written=True),
     "scores": lambda: OverTokens(lambda x: torch.tanh(x @ x.transpose(1, 2) / 16) @ x / 8),
 }

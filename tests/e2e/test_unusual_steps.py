@@ -44,6 +44,30 @@ class Pooled(nn.Module):
         return {"loss": F.scaled_dot_product_attention(*heads).pow(2).mean() + 0 * labels.sum()}
 
 
+class Selecting(nn.Module):
+    """Looks up rows of a parameter by their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(_ENTRIES, 8))
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        found = [torch.index_select(self.table, 0, ids) for ids in input_ids]
+        return {"loss": (found[0] * found[1].tanh()).pow(2).mean() + 0 * labels.sum()}
+
+
+class Stacking(nn.Module):
+    """Stacks along a new first dimension what has its tokens in the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(_ENTRIES, 8), nn.Linear(8, 8)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        x = self.table(input_ids).transpose(0, 1)
+        return {"loss": torch.stack([x, self.linear(x).tanh()]).sum(0).pow(2).mean() + 0 * labels.sum()}
+
+
 class Flat(nn.Module):
     """Looks up all tokens of a batch in one row."""
 
@@ -92,6 +116,14 @@ def test_a_gradient_that_is_computed_with_stays_out_of_buckets(options: str) -> 
 @pytest.mark.parametrize("ulysses", ["ulysses", "ulysses{fuse=qkv}", "ulysses,head-chunk{chunks=2 fuse=qkv}"])
 def test_keys_of_another_length_travel_apart(ulysses: str) -> None:
     check(reference(Pooled()), f"{_CUT},{ulysses},{_REST}")
+
+
+@pytest.mark.parametrize("model", [Selecting, Stacking])
+@pytest.mark.parametrize("decompose", ["false", "true"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_what_decompositions_turn_around_stays_cut(model: type[nn.Module], decompose: str, ranks: int) -> None:
+    pipeline = f"{_CUT},{_REST.replace('differentiate', f'differentiate{{decompose={decompose}}}')}"
+    check(reference(model()), pipeline, ranks)
 
 
 @pytest.mark.parametrize("how", ["auto", "gather", "reduce"])

@@ -200,7 +200,10 @@ def _index_add(ctx: RuleContext) -> Outcome:
     base, added = ctx.operand("self"), ctx.operand("source")
     dim = ctx.dim(base)
     target, source = ctx.placement(base), ctx.placement(added)
-    if not whole(ctx.placement(ctx.operand("index"))):
+    chosen = ctx.placement(ctx.operand("index"))
+    if isinstance(chosen, Shard) and source == Shard(dim, chosen.outer) and whole(target) and ctx.is_zero(base):
+        return PARTIAL
+    if not whole(chosen):
         ctx.fail("each rank would add at its own places", NEEDS_GATHER)
     if isinstance(target, Partial) or isinstance(source, Partial):
         for value in (base, added):
