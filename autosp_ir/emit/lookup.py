@@ -20,7 +20,7 @@ class Lookup:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
-        self._edges: list[Edge] = []
+        self._edges: list[Edge] | None = None
         self._owners: list[tuple[str, nn.Module, str]] = []
 
     def __call__(self, module: nn.Module) -> dict[str, Tensor]:

@@ -138,12 +138,12 @@ class FixedRuntime:
                     f"the program was captured with training={info.training}, and the module is now in the other mode",
                     hint="use parallelize(), which captures each mode, or capture the model again in this mode",
                 )
+            tensors = self.runner.tensors(module)
             if _shared(module) != self._shared:
                 raise RuntimeMismatchError(
                     "parameters have been tied or untied since the program was emitted, and it reads shared ones once",
                     hint="use parallelize(), which captures again, or capture the model again",
                 )
-            tensors = self.runner.tensors(module)
         return self.runner(module, info, dict(zip(info.input_names, given, strict=True)), tensors)
 
 

@@ -24,6 +24,11 @@ def test_finds_what_named_parameters_and_buffers_find() -> None:
     assert list(found) == list(expected) and all(found[n] is expected[n] for n in expected)
 
 
+def test_finds_what_the_model_itself_holds() -> None:
+    model = nn.Linear(2, 3)
+    assert Lookup(["weight", "bias"])(model) == {"weight": model.weight, "bias": model.bias}
+
+
 def test_sees_what_was_replaced_since() -> None:
     model = _model()
     lookup = Lookup(["0.weight", "1.1.weight"])
