@@ -73,14 +73,14 @@ def submodules(module: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def parameters_of(modules: Iterable[nn.Module]) -> list[tuple[int, nn.Parameter]]:
-    """Every place where a module holds a parameter: that, and the first place where it stands.
+def tensors_of(modules: Iterable[nn.Module]) -> list[tuple[int, Tensor]]:
+    """Every place where a module holds a parameter or buffer: the first place where that stands, and it.
 
-    A program reads what is shared once, so that parameters which are tied or no longer tied make another program.
+    A program reads what is shared once, so that tensors which are tied or no longer tied make another program.
     """
-    held = [p for m in modules for p in m._parameters.values() if p is not None]
+    held = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
     first: dict[int, int] = {}
-    return [(first.setdefault(id(p), place), p) for place, p in enumerate(held)]
+    return [(first.setdefault(id(t), place), t) for place, t in enumerate(held)]
 
 
 def _gone(name: str) -> RuntimeMismatchError:
@@ -89,4 +89,4 @@ def _gone(name: str) -> RuntimeMismatchError:
     )
 
 
-__all__ = ["Lookup", "parameters_of", "submodules"]
+__all__ = ["Lookup", "submodules", "tensors_of"]

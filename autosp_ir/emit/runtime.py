@@ -17,7 +17,7 @@ from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.comm.random_masks import generator_state
 from autosp_ir.emit.agreement import GENERATOR, PARAMETER, PROGRAM, collectives_of, describe
 from autosp_ir.emit.draws import dropout_probabilities, shared_generators
-from autosp_ir.emit.lookup import Lookup, parameters_of, submodules
+from autosp_ir.emit.lookup import Lookup, submodules, tensors_of
 from autosp_ir.emit.step import EmittedStep
 from autosp_ir.emit.team import Team
 from autosp_ir.errors import RuntimeMismatchError
@@ -141,7 +141,7 @@ class FixedRuntime:
             tensors = self.runner.tensors(module)
             if _shared(module) != self._shared:
                 raise RuntimeMismatchError(
-                    "parameters have been tied or untied since the program was emitted, and it reads shared ones once",
+                    "tensors have been tied or untied since the program was emitted, and it reads shared ones once",
                     hint="use parallelize(), which captures again, or capture the model again",
                 )
         return self.runner(module, info, dict(zip(info.input_names, given, strict=True)), tensors)
@@ -224,7 +224,7 @@ class RecapturingRuntime:
 
 
 def _shared(module: nn.Module) -> list[int]:
-    return [first for first, _ in parameters_of(submodules(module))]
+    return [first for first, _ in tensors_of(submodules(module))]
 
 
 def _call_key(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -241,5 +241,5 @@ def _call_key(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 def _module_key(module: nn.Module) -> tuple[Any, ...]:
     modules = submodules(module)
-    described = tuple((first, p.requires_grad, p.dtype) for first, p in parameters_of(modules))
+    described = tuple((first, p.requires_grad, p.dtype) for first, p in tensors_of(modules))
     return (tuple(m.training for m in modules), dropout_probabilities(modules), described)

@@ -183,6 +183,22 @@ def test_parameters_that_are_tied_no_longer_make_another_program(how: str) -> No
     assert loss == pytest.approx(dense, rel=1e-5)
 
 
+def test_buffers_that_are_shared_no_longer_make_another_program() -> None:
+    model, batch = Tied(), {"ids": torch.arange(8)[None]}
+    scale = torch.ones(4)
+    for module in (model.embed, model.middle):
+        module.register_buffer("scale", scale)
+        module.register_forward_hook(lambda m, _, out: out * m.scale)
+    step = air.parallelize(model, batch, backend="aot_eager", seq_dims={"ids": 1})
+    step(**batch)["loss"].backward()
+    loaded = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loaded["middle.scale"] *= 3
+    model.load_state_dict(loaded, assign=True)
+    dense, expected = measure(model, model, batch)
+    loss, found = measure(model, step, batch)
+    assert loss == pytest.approx(dense, rel=1e-5) and largest_error(found, expected) <= 1e-5
+
+
 def test_emit_refuses_other_shapes_and_modes() -> None:
     model, batch = build("llama-gqa", length=32)
     result = air.PassManager(air.DEFAULT_PIPELINE).run(air.capture(model, batch), mesh={"sp": 1})
