@@ -146,7 +146,8 @@ def _short(row: Row) -> str:
         return f"{row['candidate']:22} gradient error {row['overall']:.3g}, worst {row['worst']:.3g}"
     return (
         f"{row['seq']:>9,}  {row['step_s']:8.4f} s ({row['min_s']:.4f}–{row['max_s']:.4f})  "
-        f"{row['peak_gib']:6.2f} GiB  loss {row['loss']:.5f}  ready after {row['build_s'] + row['warm_s']:.0f} s"
+        f"{row['peak_gib']:6.2f} GiB  loss {row['loss']:.5f}  {row['joules']:.0f} J  {row['watts']:.0f} W  "
+        f"ready after {row['build_s'] + row['warm_s']:.0f} s"
     )
 
 

@@ -19,7 +19,8 @@ _HALF = (torch.bfloat16, torch.float16)
 
 LIBRARY = torch.library.Library("autosp", "FRAGMENT")
 for _schema in SCHEMAS:
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # Any strides will do. Were they asked for, Inductor would write a transposed operand a second time, beside itself.
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
 
 
 def _wide(x: Tensor) -> Tensor:

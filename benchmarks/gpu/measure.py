@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 from benchmarks.gpu.launch import MARK
+from benchmarks.gpu.power import EnergyMeter
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.workload import Case
 
@@ -38,6 +39,8 @@ class Measured:
         peak_gib: Peak allocated memory of the timed steps, on the rank that needs most.
         loss: Mean loss over every valid token of the sequence.
         grad_norm: Norm of the gradient of that mean.
+        joules: Energy of a step, of all GPUs; 0 where it is not counted.
+        watts: Mean power of one GPU over the timed steps and what lies between them.
         error: Why there is no figure.
     """
 
@@ -52,6 +55,8 @@ class Measured:
     peak_gib: float = 0.0
     loss: float = 0.0
     grad_norm: float = 0.0
+    joules: float = 0.0
+    watts: float = 0.0
     error: str = ""
 
 
@@ -72,13 +77,18 @@ def measure(row: Measured, sizes: Sizes, model: nn.Module, case: Case) -> None:
     row.warm_s = time.perf_counter() - began
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    meter = EnergyMeter(torch.cuda.current_device() if cuda else 0)
+    began, energy = time.perf_counter(), meter.joules()
     times = [_timed(model, case, cuda) for _ in range(sizes.steps - 1)]
     seconds, loss = _step(case, cuda)
     times.append(seconds)
+    spent, energy = time.perf_counter() - began, meter.joules() - energy
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     slowest = _over_ranks([*times, peak], dist.ReduceOp.MAX)
     times, row.peak_gib = slowest[:-1], slowest[-1]
     row.step_s, row.min_s, row.max_s = statistics.median(times), min(times), max(times)
+    together = _over_ranks([energy], dist.ReduceOp.SUM)[0]
+    row.joules, row.watts = together / sizes.steps, together / row.world / spent
 
     if case.weighted:
         clear(model, case)
