@@ -340,6 +340,10 @@ def write_in_place(graph: torch.fx.Graph, functional: OpOverload, mutable: OpOve
         graph.erase_node(node)
 
 
+# Pointwise operations that may be computed in one expression; Inductor's own limits are 30 and 8 operands.
+_INLINED = 100
+
+
 def compile_with_inductor(
     graph: torch.fx.GraphModule,
     inputs: Sequence[Any],
@@ -350,6 +354,7 @@ def compile_with_inductor(
     last_pass: Any = None,
     version: str = "",
     reuse: bool = True,
+    inline: bool = False,
 ) -> tuple[Callable[[list[Any]], Any], list[tuple[int, ...] | None]]:
     """Compile a decomposed ATen graph.
 
@@ -363,6 +368,7 @@ def compile_with_inductor(
         version: Of the operators in the graph, of which Inductor's cache knows the names alone.
         reuse: Whether a buffer that is no longer read may be kept for a later one of its size, or goes back to the
             allocator at once.
+        inline: Whether long chains of pointwise operations stay one expression.
 
     Returns:
         A callable that takes one list of arguments and empties it, and the strides of its outputs (None where an
@@ -378,6 +384,8 @@ def compile_with_inductor(
     metadata: Any = SimpleNamespace(bw_donated_idxs=list(donated), static_input_indices=[])
     context.fw_metadata = metadata
     changes: dict[str, Any] = {"allow_buffer_reuse": reuse and config.allow_buffer_reuse}
+    if inline:
+        changes |= {"realize_opcount_threshold": _INLINED, "realize_acc_reads_threshold": _INLINED}
     if last_pass is not None:
         changes["post_grad_custom_post_pass"] = last_pass
     settings: Any = torch.compiler.config

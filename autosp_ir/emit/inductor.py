@@ -20,6 +20,7 @@ from autosp_ir._torch_compat import (
 from autosp_ir.comm.host_memory import name_strides, on_host
 from autosp_ir.emit.boxed import StepGraphs
 from autosp_ir.emit.fx_export import executable
+from autosp_ir.emit.gathers import pick_along_with_sums
 from autosp_ir.emit.head_starts import COSTED, is_costed
 from autosp_ir.emit.pins import pinning_pass
 from autosp_ir.emit.split import SplitJoint
@@ -44,7 +45,11 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     # A buffer that waits for a later one of its size is memory that the chunks in between cannot have.
     reuse = not split.forward.facts & {"tiled", "head-chunked", "offloaded"}
     settings: dict[str, Any] = {"last_pass": pins, "version": _version_of_operators(), "reuse": reuse}
-    forward, strides = compile_with_inductor(traced, inputs, split.forward.fake_mode, is_backward=False, **settings)
+    # Beside a tiled loss stands the gradient of its logits, which takes their place if it is one expression.
+    whole = "tiled" in arranged
+    forward, strides = compile_with_inductor(
+        traced, inputs, split.forward.fake_mode, is_backward=False, inline=whole, **settings
+    )
     if split.backward is None:
         return StepGraphs(forward, None)
     specs = split.forward.signature.outputs
@@ -73,6 +78,7 @@ def _traced(program: Program, strides: dict[str, tuple[int, ...] | None]) -> tup
     graph = executable(program)
     inputs = _fake_inputs(program, graph, strides)
     traced = trace_decomposed(graph, inputs, program.fake_mode)
+    pick_along_with_sums(traced.graph, program.fake_mode)
     products = torch.ops.autosp
     write_in_place(traced.graph, products.addmm_float32.default, products.addmm_float32_.default, "total")
     name_strides(traced.graph)
