@@ -44,6 +44,16 @@ class RankBlocks:
             self._permute([dim, *(i for i in range(len(split)) if i != dim)])
         return self
 
+    def lead(self, dim: int) -> RankBlocks:
+        """[ranks, …, n, …] as [ranks, n, …]: dimension `dim` of the blocks is their outermost."""
+        self._permute([0, dim, *(i for i in range(1, self._value.tensor_type.ndim) if i != dim)])
+        return self
+
+    def follow(self, dim: int) -> RankBlocks:
+        """What `lead` did, undone."""
+        self._permute([0, *range(2, dim + 1), 1, *range(dim + 1, self._value.tensor_type.ndim)])
+        return self
+
     def contiguous(self) -> RankBlocks:
         """The blocks one behind the other in memory, which the collectives require."""
         self._create("aten.clone", (self._value,), self._layout, memory_format=torch.contiguous_format)
@@ -68,6 +78,15 @@ class RankBlocks:
             self._permute([*range(1, dim + 1), 0, *range(dim + 1, self._value.tensor_type.ndim)])
             if blocks != 1:
                 self.contiguous()
+        return self._merged(dim)
+
+    def merge_led(self, dim: int) -> Value:
+        """[ranks, n, …] as […, ranks * n, …], where n led the blocks: nothing moves in memory."""
+        self._merged(0)
+        self._permute([*range(1, dim + 1), 0, *range(dim + 1, self._value.tensor_type.ndim)])
+        return self._value
+
+    def _merged(self, dim: int) -> Value:
         self._refuse_cut(dim + 1)
         sizes = self._sizes()
         ranks, share = sizes[dim : dim + 2]

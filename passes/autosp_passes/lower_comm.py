@@ -5,6 +5,10 @@ outermost, to `[ranks, …]`, so that the permutes fuse into their neighbours:
 
     all_to_all(x, split, concat):  view […, P, n, …]  permute [P, …]  start  …  wait  permute […, P, m, …]  view
 
+Within its block the longer of the two dimensions, such as tokens rather than heads, is outermost: where tokens are put
+together they arrive in order, to be read as they lie, and where they are taken apart what was computed from such
+tokens already lies in blocks.
+
 A start stands where its operator stood and its wait in front of the first reader, so that whatever the program has in
 between runs while the collective does. Which operations those are is a scheduling decision of other passes.
 Group names stay logical, and what reads the rank (`shard`, `axis_index`) or names its peers (`permute`) stays an
@@ -13,6 +17,7 @@ Group names stay logical, and what reads the rank (`shard`, `axis_index`) or nam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -137,9 +142,21 @@ def _reduce_scatter(node: Node, rewriter: Rewriter) -> _Started:
 def _all_to_all(node: Node, rewriter: Rewriter) -> _Started:
     split, concat = _dim(node, "split_dim"), _dim(node, "concat_dim")
     axis, even = str(node.arg("axis")), [1] * node.arg("size")
-    blocks = RankBlocks(node, rewriter, node.arg("x")).split(split, len(even)).contiguous()
-    blocks.start("_c10d_functional.all_to_all_single", (even, even, axis), axis, Shard(split + 1))
-    return blocks, partial(RankBlocks.merge, dim=concat)
+    blocks = RankBlocks(node, rewriter, node.arg("x")).split(split, len(even))
+    gathers = _extent(node, concat) * len(even) >= _extent(node, split)
+    lead = concat if gathers else split
+    blocks.lead(lead + 1).contiguous()
+    left = split + 1 if lead < split else split + 2
+    blocks.start("_c10d_functional.all_to_all_single", (even, even, axis), axis, Shard(left if gathers else 1))
+    if gathers:
+        return blocks, partial(RankBlocks.merge_led, dim=concat)
+    return blocks, lambda arrived: arrived.follow(lead + 1).merge(concat)
+
+
+def _extent(node: Node, dim: int) -> float:
+    """Local extent of a dimension; one that is a symbol counts as long."""
+    extent = node.operands[0].tensor_type.shape[dim]
+    return extent if isinstance(extent, int) else math.inf
 
 
 def _dim(node: Node, argument: str) -> int:

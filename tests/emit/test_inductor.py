@@ -42,6 +42,17 @@ def test_gradients_are_reduced_beside_the_backward_and_awaited_behind_it() -> No
         assert "empty_strided_cpu" not in "".join(lines[max(reductions) :])
 
 
+def test_attention_and_exchanges_hand_each_other_their_results_without_a_copy() -> None:
+    """Tokens are outermost in what arrives, in what attention makes of it, and so in the blocks that leave."""
+    for code in run_ranks(compiled.backward_code, 2, "llama-gqa", timeout=500.0):
+        arrived = re.findall(r"(buf\d+) = torch.ops._c10d_functional.all_to_all_single", code)
+        taken = re.findall(r"attention_backward.default\(reinterpret_tensor\((buf\d+)", code)
+        made = re.findall(r"assert_size_stride\((buf\d+), .*'torch.ops.autosp.attention_backward.default'", code)
+        sent = re.findall(r"all_to_all_single.default\(reinterpret_tensor\((buf\d+)", code)
+        assert len(taken) == 2 and set(taken) <= set(arrived)
+        assert len(made) == 6 and set(made) <= set(sent)
+
+
 @pytest.mark.parametrize("pinned", [True, False])
 def test_an_overlapped_schedule_survives_inductor_because_it_is_pinned(pinned: bool) -> None:
     """Every exchange, wait, product and attention stands where `overlap` put it; without the pins some do not."""

@@ -68,7 +68,7 @@ def test_every_operator_computes_the_same(case: str, size: int, transposed: bool
 def test_each_start_is_followed_by_its_wait_and_blocks_are_outermost() -> None:
     program = lowered(one_operator(lambda x: autosp("all_to_all", x, 2, 1, "sp", 4), torch.ones(2, 3, 8), 4))
     start = program.find("_c10d_functional.all_to_all_single")[0]
-    assert start.result.tensor_type.shape == (4, 2, 3, 2)
+    assert start.result.tensor_type.shape == (4, 3, 2, 2)
     assert start.next is not None
     assert start.next.is_op("_c10d_functional.wait_tensor")
     assert start.next.operands == (start.result,)
@@ -81,8 +81,8 @@ def test_layouts_are_carried_through_the_blocks() -> None:
     operand.type = operand.tensor_type.with_layout(Layout({"sp": Shard(1), "dp": Shard(0)}))
     program = lowered(program)
     start = program.find("_c10d_functional.all_to_all_single")[0]
-    assert start.operands[0].tensor_type.layout == Layout({"sp": Shard(2), "dp": Shard(1)})
-    assert start.result.tensor_type.layout == Layout({"sp": Shard(3), "dp": Shard(1)})
+    assert start.operands[0].tensor_type.layout == Layout({"sp": Shard(3), "dp": Shard(2)})
+    assert start.result.tensor_type.layout == Layout({"sp": Shard(1), "dp": Shard(2)})
     result = program.graph.output_node.operands[0]
     assert result.tensor_type.layout == Layout({"sp": Shard(2), "dp": Shard(0)})
     assert result.tensor_type.shape == (4, 6, 4)
