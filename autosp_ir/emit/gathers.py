@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
-from autosp_ir._torch_compat import FakeTensorMode
+from autosp_ir._torch_compat import FakeTensorMode, OpOverload
 
 _ATEN = torch.ops.aten
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from autosp_ir._torch_compat import FakeTensorMode
 from autosp_ir.emit.gathers import pick_along_with_sums
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
