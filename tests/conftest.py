@@ -5,8 +5,13 @@ from __future__ import annotations
 import zlib
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.collector import calm_collector
+
+# How fast examples are made is a matter of what else the machine does.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -73,7 +73,9 @@ def rungs(passes: Sequence[Pass], tokens: int, *, device: str = "h100", host: fl
         cut = _behind(_before(kept, "differentiate", *cuts), "remat", _made("early-loss-gradient"))
         lean = [_with(p, aggressive=True) if p.name == "remat" else p for p in cut]
         if host:
-            found.append(Rung(f"{name}, saved values on the host", (*cut, offload)))
+            # Memory that an order takes beside saved values is memory that they leave free once they are gone.
+            tight = [_with(p, memory=1.0) if p.name == "overlap" else p for p in cut]
+            found.append(Rung(f"{name}, saved values on the host", (*tight, offload)))
         found.append(Rung(name, tuple(lean)))
     return found
 

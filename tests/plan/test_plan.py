@@ -73,7 +73,7 @@ def test_host_memory_adds_rungs_that_recompute_less(
         if before.host_bytes:
             assert after.name in before.name, "next to the rung that does without"
             assert before.seconds <= after.seconds and 0 < before.host_bytes <= 2**30
-            assert "offload{host=1073741824}" in before.pipeline
+            assert "overlap{memory=1.0 fused=true},offload{host=1073741824}" in before.pipeline
 
 
 def test_the_longest_context_fills_device_and_host() -> None:
@@ -98,6 +98,22 @@ def test_fusion_leaves_out_what_nothing_else_reads() -> None:
     assert absent == {wide_.name, other.name}
     assert {s.node.name for s in fusion.reads[doubled.producer]} == {"x"}
     assert fused_liveness(fusion).peak_bytes == 2 * 64 * 64 * 4 < liveness(program).peak_bytes
+
+
+def test_a_reduction_holds_nothing_until_its_place_in_the_program() -> None:
+    """The gradient of a norm's weight stands at the end of a schedule, and is computed where its operands are."""
+    b = ProgramBuilder()
+    x = b.input("x", (64, 64))
+    made = b.call("aten.mm", (x, x))
+    narrow = b.input("narrow", (64, 1))
+    other = b.call("aten.mm", (made, narrow))
+    more = b.call("aten.mm", (x, x))
+    summed = b.call("aten.sum.dim_IntList", (made, [0]))
+    b.output(other, b.call("aten.mm", (more, narrow)), summed)
+    fusion = Fusion(b.build())
+    held = {s.node.name: last for s, last in fusion.lifetimes().items()}
+    assert held[made.name] is other.producer, "not the sum, which comes after another product"
+    assert fused_liveness(fusion).peak_bytes < 2 * 64 * 64 * 4
 
 
 def test_the_ladder_needs_a_backward() -> None:
