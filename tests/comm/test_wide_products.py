@@ -7,8 +7,7 @@ import re
 import pytest
 import torch
 
-import autosp_ir as air
-from tests.emit.written import written_code
+from tests.emit.written import code_of
 from tests.models import build
 
 
@@ -37,16 +36,11 @@ def test_what_is_multiplied_transposed_is_not_written_a_second_time() -> None:
     model, batch = build(
         "llama-gqa", length=4 * rows, dtype=torch.bfloat16, num_hidden_layers=1, intermediate_size=inter
     )
-    with written_code() as written:
-        step = air.parallelize(
-            model,
-            batch,
-            backend="inductor",
-            pipeline="canonicalize,pad-tokens{multiple=4},token-partition,ulysses,tile{regions=mlp chunks=4 wide=1.5},"
-            "differentiate{decompose=true},remat{aggressive=true},grad-sync,lower-comm,overlap{fused=true}",
-        )
-        step(**batch).loss.backward()
-    backward = next(code for code in written if "autosp.attention_backward.default(" in code)
+    pipeline = (
+        "canonicalize,pad-tokens{multiple=4},token-partition,ulysses,tile{regions=mlp chunks=4 wide=1.5},"
+        "differentiate{decompose=true},remat{aggressive=true},grad-sync,lower-comm,overlap{fused=true}"
+    )
+    backward = code_of(model, batch, pipeline, "backward")
     multiplied = re.findall(r"mm_float32_?\.default\(.*", backward)
     assert len(multiplied) == 12, "three weights, four chunks"
     transposed = rf"empty_strided_cpu\(\({inter}, {rows}\), \(1, {inter}\)"

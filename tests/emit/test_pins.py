@@ -15,7 +15,7 @@ import autosp_ir as air
 from autosp_ir._torch_compat import order_nodes
 from autosp_ir.emit import pins as module
 from autosp_ir.emit.pins import pinning_pass, pins
-from tests.emit.written import written_code
+from tests.emit.written import code_of
 from tests.models import build
 
 
@@ -75,16 +75,11 @@ def test_the_gradient_of_logits_takes_their_place(implied: bool, monkeypatch: py
     if implied:
         monkeypatch.setattr(module, "_not_implied", lambda nodes, found: found)
     model, batch = build("llama-gqa", length=256, num_hidden_layers=1, vocab_size=2000)
-    with written_code() as written:
-        step = air.parallelize(
-            model,
-            batch,
-            backend="inductor",
-            pipeline="canonicalize,pad-tokens{multiple=4},token-partition,ulysses,tile{regions=loss chunks=4},"
-            "differentiate{decompose=true},remat,early-loss-gradient,grad-sync,lower-comm,overlap{fused=true}",
-        )
-        step(**batch).loss.backward()
-    forward = next(code for code in written if "autosp.attention.default(" in code)
+    pipeline = (
+        "canonicalize,pad-tokens{multiple=4},token-partition,ulysses,tile{regions=loss chunks=4},"
+        "differentiate{decompose=true},remat,early-loss-gradient,grad-sync,lower-comm,overlap{fused=true}"
+    )
+    forward = code_of(model, batch, pipeline, "forward")
     logits = re.findall(r"empty_strided_cpu\(\((?:1, )?64, 2000\),", forward)
     assert len(logits) == (8 if implied else 4), "those of one chunk after the other"
 
