@@ -56,7 +56,7 @@ class Team:
             RankFailureError: A rank failed, fell silent or stalled before it came.
         """
         for axis, line in self._lines().items():
-            check_agreement(axis, self._exchanged(line, encoded(told)))
+            check_agreement(axis, watch(self._patience).exchange(line, encoded(told)))
 
     def next_number(self) -> str:
         """The number that a program has which begins its first step now: how many have done so before, by axis."""
@@ -70,13 +70,8 @@ class Team:
     def tell(self, told: str) -> list[str]:
         """Exchange a text with all ranks of the first group; the texts in rank order, this one's alone if none."""
         for line in self._lines().values():
-            return self._exchanged(line, told, begins=False)
+            return watch(self._patience).exchange(line, told, begins=False)
         return [told]
-
-    def _exchanged(self, line: Line, told: str, begins: bool = True) -> list[str]:
-        answers = watch(self._patience).exchange(line, told, begins)
-        line.move(f"in step {line.calls}", inside=False)
-        return answers
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:

@@ -63,6 +63,9 @@ class Watch:
         self._asks = False
         self._process = os.getpid()
         self._ended = threading.Event()
+        # Held by whoever stops waiting, or ends this process because it still waits: never both at once.
+        self._leaving = threading.Lock()
+        self._raises = False
         self._main = threading.get_ident()
         self._hook = sys.excepthook
         sys.excepthook = self._uncaught
@@ -126,6 +129,18 @@ class Watch:
         line.talks += 1
         line.calls += begins
         line.move(f"at the {'start' if begins else 'checks'} of step {line.calls}", inside=True)
+        try:
+            answers = self._answers(line, told, begins)
+        finally:
+            self._leave([line], "in")
+        if answers is None:
+            raise self._declare(
+                f"not all of ranks {list(line.ranks)} have come to step {line.calls} within {self._limit:.0f} s"
+            )
+        return answers
+
+    def _answers(self, line: Line, told: str, begins: bool) -> list[str] | None:
+        """What each rank of a line tells; None if not all come while the store's patience lasts."""
         talk: Talk | None = None
         begun, pause = time.monotonic(), _FIRST_PAUSE
         while (waited := time.monotonic() - begun) < self._limit:
@@ -142,9 +157,7 @@ class Watch:
             self.raise_verdict()
             time.sleep(pause)
             pause = min(1.2 * pause, _LAST_PAUSE)
-        raise self._declare(
-            f"not all of ranks {list(line.ranks)} have come to step {line.calls} within {self._limit:.0f} s"
-        )
+        return None
 
     def _talk(self, line: Line, told: str) -> Talk | None:
         """The next exchange of a line; None while its ranks have not met."""
@@ -180,13 +193,20 @@ class Watch:
         try:
             yield
         except Exception as error:
+            with self._leaving:
+                self._raises = True
             told = self._told(error, f"in the {part} of step {lines[0].calls}")
             if told is None:
                 raise
             raise told from error
         finally:
+            self._leave(lines, f"after the {part} of")
+
+    def _leave(self, lines: Sequence[Line], place: str) -> None:
+        """Wait for nobody any more."""
+        with self._leaving:
             for line in lines:
-                line.move(f"after the {part} of step {line.calls}", inside=False)
+                line.move(f"{place} step {line.calls}", inside=False)
 
     def raise_verdict(self) -> None:
         """Raise what ended the run, if anything did.
@@ -290,16 +310,23 @@ class Watch:
     def _enforce(self) -> None:
         """Give this rank a moment to raise; end it if it stays blocked in a collective."""
         deadline = time.monotonic() + _GRACE
-        while time.monotonic() < deadline:
-            if not self._waits() or not self.current:
-                return
+        while self._blocked() and time.monotonic() < deadline:
             time.sleep(_BEAT / 5)
-        sys.stderr.write(
-            f"autosp_ir: {RankFailureError(str(self.verdict), hint=_HINT)}\nautosp_ir: rank {self.rank} is blocked at "
-            f"{whereabouts(self._main)} and ends\n"
-        )
-        sys.stderr.flush()
-        os._exit(1)
+        # Whoever raises now may be writing a traceback into a buffer in the place of sys.stderr, as torch's hook does:
+        # to end the process then would lose that and what is written here.
+        with self._leaving:
+            if not self._blocked():
+                return
+            sys.stderr.write(
+                f"autosp_ir: {RankFailureError(str(self.verdict), hint=_HINT)}\nautosp_ir: rank {self.rank} is blocked "
+                f"at {whereabouts(self._main)} and ends\n"
+            )
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _blocked(self) -> bool:
+        """Whether this rank waits and so cannot raise what it knows."""
+        return self._waits() and not self._raises and self.current
 
     def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """What ends this process ends the run: tell the others, and tell here who was the cause."""

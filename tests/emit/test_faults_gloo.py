@@ -39,4 +39,4 @@ def test_every_other_rank_names_rank_and_cause(name: str, endings: dict[str, lis
             continue
         assert ending.code not in (0, None), ending
         assert ending.seconds <= faulty.LIMIT, ending
-        assert not [word for word in words if word not in ending.wrote], ending.wrote
+        assert not [word for word in words if word not in ending.wrote], ending
