@@ -155,8 +155,8 @@ def _entry(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def is_costed(node: Node) -> bool:
-    """Whether the node is a product, a convolution or attention: work that communication can hide behind."""
-    return node.op.name in _FLOPS
+    """Whether the node is a product or attention, or says what it costs: work that communication can hide behind."""
+    return node.op.name in _FLOPS or node.op.cost is not None
 
 
 def cost_of(node: Node, symbols: Mapping[str, int] | None = None, mesh: Mapping[str, int] | None = None) -> Cost:
@@ -180,6 +180,9 @@ def cost_of(node: Node, symbols: Mapping[str, int] | None = None, mesh: Mapping[
     if node.op.has(Trait.VIEW) or node.op.has(Trait.IDENTITY) or node.is_op(*_FREE):
         return Cost()
     moved = sum(sizes.bytes(v.type) for v in (*node.operands, *node.results))
+    if node.op.cost is not None:
+        given = node.op.cost(node)
+        return Cost(given.get("flops", 0.0), given.get("bytes", moved), dtype=_narrowest(node))
     if node.op.name not in _FLOPS:
         return Cost(bytes=moved)
     attention = (1 if node.is_op("autosp.attention") else 2) if _attends(node) else 0
@@ -199,6 +202,8 @@ def workspace(node: Node, on: Device | None, symbols: Mapping[str, int] | None =
     Raises:
         UnsupportedError: An extent is symbolic and has no number.
     """
+    if node.op.workspace is not None:
+        return node.op.workspace(node)
     # That of a learned bias runs block by block.
     if on is None or not on.attention_workspace or not node.is_op("autosp.attention_backward"):
         return 0
@@ -209,6 +214,12 @@ def workspace(node: Node, on: Device | None, symbols: Mapping[str, int] | None =
     own_heads = heads == sizes.shape(k)[1]
     expanded = 0 if own_heads else sum(sizes.bytes(x.type) // sizes.shape(x)[1] * heads for x in (k, v))
     return row_sums * (width + 1) + expanded
+
+
+def _narrowest(node: Node) -> torch.dtype | None:
+    """The narrowest floating dtype among the operands, in which the bulk of the work is taken to be."""
+    dtypes = [v.type.dtype for v in node.operands if isinstance(v.type, TensorType)]
+    return min((d for d in dtypes if d.is_floating_point), key=lambda d: d.itemsize, default=None)
 
 
 def compute_seconds(cost: Cost, on: Device) -> float:

@@ -4,6 +4,7 @@ Importing this package registers `torch.ops.autosp.*`.
 """
 
 from autosp_ir.comm import attention as attention
+from autosp_ir.comm import chunk_loop as chunk_loop
 from autosp_ir.comm import chunks as chunks
 from autosp_ir.comm import grouped_products as grouped_products
 from autosp_ir.comm import host_memory as host_memory

@@ -285,12 +285,13 @@ def checked_axes(program: Program) -> list[str]:
     return [a for a, size in program.mesh.items() if size > 1 or program.stage is not Stage.LOWERED]
 
 
-def infer_layouts(program: Program, axes: Iterable[str] | None = None) -> None:
+def infer_layouts(program: Program, axes: Iterable[str] | None = None, *, inputs: bool = True) -> None:
     """Infer and store the layout of every value, in program order.
 
     Args:
         program: A program with a mesh and with types; its types are updated in place.
         axes: Mesh axes to place; all of them by default.
+        inputs: Whether inputs are placed too, whole as they are on every rank; False leaves them as they are.
 
     Raises:
         LayoutError: Some node has no layout.
@@ -299,7 +300,7 @@ def infer_layouts(program: Program, axes: Iterable[str] | None = None) -> None:
     flow = GradientFlow(program)
     names = checked_axes(program) if axes is None else list(axes)
     for node in program.graph.nodes:
-        if not node.results:
+        if not node.results or (node.op.kind == "placeholder" and not inputs):
             continue
         for axis in names:
             outcome = infer_layout(node, program, axis, hint=hints.of(node, axis), flow=flow)

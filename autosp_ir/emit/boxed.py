@@ -9,6 +9,7 @@ from torch import fx
 
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.head_starts import give_head_starts
+from autosp_ir.emit.loops import prepare_loops
 from autosp_ir.emit.split import SplitJoint
 
 Boxed = Callable[[list[Any]], Any]
@@ -41,6 +42,7 @@ def aten_graphs(split: SplitJoint) -> StepGraphs:
 
 
 def _boxed(graph: fx.GraphModule, overlaps: bool) -> Boxed:
+    prepare_loops(graph.graph, "eager")
     if overlaps:
         give_head_starts(graph.graph)
     interpreter = fx.Interpreter(graph)

@@ -12,7 +12,7 @@ import autosp_ir.comm.head_start  # noqa: F401  (registers torch.ops.autosp.head
 COSTED = (
     "aten.mm.default", "aten.bmm.default", "aten.addmm.default", "aten.baddbmm.default",
     "autosp.attention.default", "autosp.attention_backward.default",
-    "autosp.attention_bias_backward.default",
+    "autosp.attention_bias_backward.default", "autosp.chunk_loop.default", "autosp.chunk_loop_backward.default",
 )  # fmt: skip
 """What fills a device, as it is called in a graph that was decomposed."""
 

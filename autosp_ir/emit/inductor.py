@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -22,8 +19,10 @@ from autosp_ir.emit.boxed import StepGraphs
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.gathers import pick_along_with_sums
 from autosp_ir.emit.head_starts import COSTED, is_costed
+from autosp_ir.emit.loops import prepare_loops
 from autosp_ir.emit.pins import pinning_pass
 from autosp_ir.emit.split import SplitJoint
+from autosp_ir.emit.version import version_of_operators
 from autosp_ir.ir.infer import fake_of
 from autosp_ir.ir.program import InputKind, OutputKind, Program
 
@@ -44,7 +43,7 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     pins = pinning_pass(is_costed, "tiled" in arranged, ",".join(COSTED)) if arranged else None
     # A buffer that waits for a later one of its size is memory that the chunks in between cannot have.
     reuse = not split.forward.facts & {"tiled", "head-chunked", "offloaded"}
-    settings: dict[str, Any] = {"last_pass": pins, "version": _version_of_operators(), "reuse": reuse}
+    settings: dict[str, Any] = {"last_pass": pins, "version": version_of_operators(), "reuse": reuse}
     # Beside a tiled loss stands the gradient of its logits, which takes their place if it is one expression.
     whole = "tiled" in arranged
     forward, strides = compile_with_inductor(
@@ -64,18 +63,10 @@ def inductor_graphs(split: SplitJoint) -> StepGraphs:
     return StepGraphs(forward, backward, overwrites=frozenset(own))
 
 
-@cache
-def _version_of_operators() -> str:
-    """A digest of what computes the operators: code that was compiled for other strides of theirs is not reused."""
-    digest = hashlib.sha256()
-    for file in sorted(files("autosp_ir.comm").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".py"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _traced(program: Program, strides: dict[str, tuple[int, ...] | None]) -> tuple[fx.GraphModule, list[Any]]:
     graph = executable(program)
+    prepare_loops(graph.graph, "inductor")
+    graph.recompile()
     inputs = _fake_inputs(program, graph, strides)
     traced = trace_decomposed(graph, inputs, program.fake_mode)
     pick_along_with_sums(traced.graph, program.fake_mode)

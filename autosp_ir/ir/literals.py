@@ -27,6 +27,7 @@ TORCH_CONSTANTS = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.\w+)*")
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
+_CONTINUED = " " * 8
 
 
 def format_argument(item: Any) -> str:
@@ -63,6 +64,14 @@ def _float(number: float) -> str:
     return repr(number)
 
 
+def _string(text: str) -> str:
+    """A text of several lines is written as one string for each, which read as one."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) < 2:
+        return json.dumps(text)
+    return "".join(f"\n{_CONTINUED}{json.dumps(line)}" for line in lines)
+
+
 def _slice(item: slice) -> str:
     return f"slice({format_argument(item.start)}, {format_argument(item.stop)}, {format_argument(item.step)})"
 
@@ -72,7 +81,7 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
     int: str,
     float: _float,
     complex: lambda z: f"complex({_float(z.real)}, {_float(z.imag)})",
-    str: json.dumps,
+    str: _string,
     type(None): str,
     type(...): lambda _: "...",
     slice: _slice,

@@ -140,7 +140,8 @@ class _Writer:
         try:
             if node.op.kind == "output":
                 return self.returned(node)
-            return f"%{node.name}: {self.type(node.result.type)} = {self.call(node)}"
+            # No blanks in front of an argument that stands on lines of its own.
+            return f"%{node.name}: {self.type(node.result.type)} = {self.call(node)}".replace(", \n", ",\n")
         except UnsupportedError as error:
             raise UnsupportedError(error.reason, node=node, hint=error.hint) from error
 

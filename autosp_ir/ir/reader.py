@@ -297,7 +297,11 @@ class Reader:
             return self._value(token)
         if token.kind == "string":
             self._ahead.insert(0, token)
-            return self.string("a string")
+            text = self.string("a string")
+            # As in Python, strings in a row are one: a text of several lines stands in several.
+            while self.peek().kind == "string":
+                text += self.string("a string")
+            return text
         if token.kind == "number" or (token.text == "-" and token.kind == "mark"):
             return self._number(token)
         if token.text == "[":

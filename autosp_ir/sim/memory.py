@@ -29,15 +29,15 @@ class MemoryMeter:
         """Never count the storages of `value`."""
         self._ignored.update(key for key, _ in _storages(value))
 
-    def hold(self, value: Any) -> None:
-        """Count a value that has just been computed."""
+    def hold(self, value: Any, beside: int = 0) -> None:
+        """Count a value that has just been computed, and bytes that computing it took beside it."""
         for key, size in _storages(value):
             if key in self._ignored:
                 continue
             count = self._holders.get(key, 0)
             self._holders[key] = count + 1
             self._live += 0 if count else size
-        self.peak_bytes = max(self.peak_bytes, self._live)
+        self.peak_bytes = max(self.peak_bytes, self._live + beside)
 
     def release(self, value: Any) -> None:
         """Stop counting a value that nothing reads any more."""

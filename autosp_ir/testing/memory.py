@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autosp_ir._torch_compat import TorchDispatchMode, pytree_map
+from autosp_ir.comm.chunk_loop import IMPLEMENTATIONS
 from autosp_ir.errors import SimulationError
 
 T = TypeVar("T")
@@ -38,6 +39,10 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and count what it returns."""
         pytree_map(self._ignore, (args, kwargs or {}))
+        if func in IMPLEMENTATIONS:
+            # A loop runs operations of its own, which allocate like any other.
+            with self:
+                return IMPLEMENTATIONS[func](*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         pytree_map(self._ignore if func is torch.ops.autosp.offload.default else self._track, result)
         return result

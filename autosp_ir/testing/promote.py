@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autosp_ir._torch_compat import HigherOrderOperator, pytree_map
+from autosp_ir.comm.chunk_loop import NAMES as LOOPS
 from autosp_ir.errors import UnsupportedError, VerifyError
 from autosp_ir.ir.graph import Graph, Node, Value, map_values
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program
+from autosp_ir.ir.text import parse
 from autosp_ir.ir.types import Layout, ObjectType, TensorType, Type, map_tensors, tensors_of
 
 _WIDE = {
@@ -90,6 +93,8 @@ def _promote_node(node: Node, program: Program) -> None:
         narrow = next(tensors_of(node.result.type)).dtype
         epsilon = torch.finfo(torch.float64 if narrow == torch.float64 else torch.float32).eps
         node.set_args(*node.with_arg("eps", epsilon))
+    if node.is_op(*LOOPS):
+        node.set_args(*node.with_arg("body", _promoted_text(node.arg("body"))))
     _set_arguments(node, lambda leaf: _WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf)
     if node.arg("half_to_float"):
         node.set_args(*node.with_arg("half_to_float", False))
@@ -108,6 +113,12 @@ def _promote_node(node: Node, program: Program) -> None:
         )
     layouts = (kind.layout for kind in list(tensors_of(node.result.type)))
     node.result.type = map_tensors(inferred, lambda kind: kind.with_layout(next(layouts, Layout())))
+
+
+@lru_cache(maxsize=64)
+def _promoted_text(body: str) -> str:
+    """The body of a loop over chunks, in float64."""
+    return str(promote(parse(body)))
 
 
 def _inferred(node: Node, program: Program) -> Type:

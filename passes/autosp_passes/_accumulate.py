@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
+from autosp_ir.analysis.products import Product, product_of
 from autosp_ir.ir.graph import Node, Phase, Value
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import TensorType
@@ -55,27 +54,6 @@ def _chain(last: Node) -> list[Node]:
     return chain
 
 
-class _Product(NamedTuple):
-    """A matrix product, maybe transposed afterwards."""
-
-    node: Node
-    transposed: bool
-
-
-def _product_of(term: Value) -> _Product | None:
-    """The product that a term of a sum is, if nothing else reads it on the way."""
-    transposed = False
-    while len(term.users) == 1:
-        node = term.producer
-        if node.is_op("aten.mm"):
-            return _Product(node, transposed)
-        if not node.is_op("aten.t") and not (node.is_op("aten.permute") and list(node.args[1]) == [1, 0]):
-            return None
-        transposed = not transposed
-        term = node.operands[0]
-    return None
-
-
 def _accumulate(chain: list[Node], rewriter: Rewriter) -> None:
     half = chain[-1].result.tensor_type.dtype
     terms = [chain[0].operands[0], *(node.operands[1] for node in chain)]
@@ -83,7 +61,7 @@ def _accumulate(chain: list[Node], rewriter: Rewriter) -> None:
         total: Value | None = None
         place = chain[0]
         for node, term in zip([chain[0], *chain], terms, strict=True):
-            product = _product_of(term)
+            product = product_of(term)
             # A product goes where it stood, so that what it reads dies there.
             place = _later(product.node, place if total is not None else product.node) if product else node
             with rewriter.before(place):
@@ -101,7 +79,7 @@ def _later(one: Node, other: Node) -> Node:
     return max(one, other, key=order.__getitem__)
 
 
-def _add_product(total: Value | None, product: _Product, rewriter: Rewriter) -> Value:
+def _add_product(total: Value | None, product: Product, rewriter: Rewriter) -> Value:
     a, b = product.node.operands
     if product.transposed:
         a, b = (rewriter.create("aten.permute", (v, [1, 0])) for v in (b, a))

@@ -1,4 +1,4 @@
-"""One region as a program of one chunk, and that program written out once for every chunk.
+"""One region as a program of one chunk, and that program written out once for every chunk, or once in a loop.
 
 A chunk stands to its region as a rank to the whole model: the region is cut along the tokens by the walk of
 `token-partition`, over an axis that is a loop and not a mesh axis. So every operation is chunked by its own layout
@@ -7,7 +7,7 @@ rule, weights stay whole, sums over tokens become sums over chunks, and what can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autosp_ir.errors import AutoSPError
@@ -16,6 +16,7 @@ from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, P
 from autosp_ir.ir.types import Dim, Shard, TensorType, without_layout
 from autosp_ir.pipeline.base import PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._loop_body import loop_body
 from autosp_passes._means import split_means
 from autosp_passes._wide_regions import Region
 from autosp_passes.token_partition import PartitionWalk
@@ -152,6 +153,39 @@ class ChunkLoop:
         for node in nodes:
             if node in self._joined:
                 whole[node.result] = self._join(node, whole, parts, rewriter)
+        return self._outputs(whole)
+
+    def write_loop(self, rewriter: Rewriter) -> list[Value]:
+        """Create one operation that runs all chunks, at the rewriter's insertion point.
+
+        Returns:
+            What the region's outputs become, in their order.
+
+        Raises:
+            NotChunkable: Something that every chunk reads is no tensor.
+        """
+        nodes = [n for n in self._body.graph.nodes if n.op.kind not in ("placeholder", "output")]
+        joins = [n for n in nodes if n.is_op(*_JOINS) and n.operands[0].producer in self._varying]
+        body = loop_body(nodes, self._varying, joins)
+        if isinstance(body, str):
+            raise NotChunkable(body)
+        whole = {inner: self._opened(outer, rewriter) for inner, outer in self._inputs.items()}
+        for node in nodes:
+            if node not in self._varying and node not in self._joined:
+                self._whole_of(node.result, whole, rewriter, nodes)
+        operands = [self._whole_of(v, whole, rewriter, nodes) for v in body.operands]
+        loop = rewriter.create(
+            "autosp.chunk_loop",
+            (operands, body.text, self.chunks, list(body.cuts), list(body.joins), "eager"),
+            origin_from=self.region.nodes[-1],
+        )
+        whole |= dict(zip((j.result for j in joins), rewriter.unpack(loop), strict=True))
+        for node in nodes:
+            if node in self._joined and node.result not in whole:
+                whole[node.result] = self._copy(node, whole.__getitem__, rewriter)
+        return self._outputs(whole)
+
+    def _outputs(self, whole: Mapping[Value, Value]) -> list[Value]:
         return [whole[v] for v in self._body.graph.output_node.operands]
 
     def _write_chunk(

@@ -46,6 +46,9 @@ class Tile(Pass):
         """Chunks of each region; `auto`: as many as make a chunk about as large as what flows between layers."""
         loss_chunks: int | Literal["auto"] | None = None
         """Chunks of the regions that end in a sum, where they are not `chunks`."""
+        loop_from: int = 33
+        """From how many chunks on a region is one operation that loops over them: the program stays short and compiles
+        as fast for any number of chunks. Fewer chunks are written out one by one, which later passes see into."""
         wide: float = 2.0
         """From which multiple of the width between layers a value is wide."""
         axis: str = "sp"
@@ -100,6 +103,7 @@ class Tile(Pass):
         if chunks < 2:
             ctx.remark("missed", first, "the tokens of a rank have no divisor to cut them by")
             return
+        looped = chunks >= self.options.loop_from
         try:
             loop = ChunkLoop(program, region, chunks)
         except NotChunkable as reason:
@@ -113,12 +117,13 @@ class Tile(Pass):
             return
         with rewriter.rewrite("tile"):
             with rewriter.after(anchor):
-                results = loop.write(rewriter)
+                results = loop.write_loop(rewriter) if looped else loop.write(rewriter)
             for old, new in zip(region.outputs, results, strict=True):
                 rewriter.replace(old, new)
         ctx.count("tiled")
         ctx.count("chunks", chunks)
-        ctx.remark("applied", anchor, f"{len(region.nodes)} operations in {chunks} chunks of tokens")
+        form = "in a loop over" if looped else "in"
+        ctx.remark("applied", anchor, f"{len(region.nodes)} operations {form} {chunks} chunks of tokens")
 
 
 def _is_summed(region: Region, tokens: TokenMap) -> bool:

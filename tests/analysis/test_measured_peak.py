@@ -25,6 +25,7 @@ _POLICIES = (
     "remat{policy=min-cut}",
     "tile{wide=1.5} + remat{policy=min-cut}",
     "tile{wide=1.5} + remat{policy=save-all}",
+    "tile{wide=1.5 loop_from=2} + remat{policy=save-all}",
 )
 _TOLERANCE = 0.02
 

@@ -48,7 +48,8 @@ def _cutting(rng: random.Random, ranks: int) -> list[str]:
         loops.append(f"head-chunk{{chunks={rng.choice(['auto', 'auto', 2])} fuse={rng.choice(['none', 'qkv'])}}}")
     if tile:
         regions, wide = rng.choice(["all", "all", "loss", "mlp"]), rng.choice([0.5, 1.0, 1.4, 2.0])
-        loops.append(f"tile{{regions={regions} chunks={chunks} wide={wide}}}")
+        loop_from = rng.choice(["", " loop_from=2"])
+        loops.append(f"tile{{regions={regions} chunks={chunks} wide={wide}{loop_from}}}")
     if rng.random() < 0.7:
         rng.shuffle(loops)
         return [*passes, *loops]

@@ -19,7 +19,18 @@ from tests.mutation.runner import MutationRun, Verdict, summary
 RULES = [
     f"autosp_ir.comm.rules.{name}"
     for name in (
-        *("attention", "base", "chunks", "collectives", "constants", "creation", "indexing", "loss", "matmul"),
+        *(
+            "attention",
+            "base",
+            "chunk_loop",
+            "chunks",
+            "collectives",
+            "constants",
+            "creation",
+            "indexing",
+            "loss",
+            "matmul",
+        ),
         *("normalisation", "parts", "pointwise", "random", "reductions", "views"),
     )
 ]
@@ -42,6 +53,7 @@ TESTS = [
     "tests/comm/test_random_masks.py",
     "tests/comm/test_uniform.py",
     "tests/comm/test_host_memory.py",
+    "tests/comm/test_chunk_loop.py",
 ]
 
 console = Console()

@@ -2,6 +2,7 @@
 
 from autosp_ir.comm.rules import (
     attention,
+    chunk_loop,
     chunks,
     collectives,
     creation,
@@ -19,6 +20,7 @@ from autosp_ir.comm.rules import (
 
 __all__ = [
     "attention",
+    "chunk_loop",
     "chunks",
     "collectives",
     "creation",

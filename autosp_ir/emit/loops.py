@@ -1,0 +1,276 @@
+"""Running the bodies of `autosp.chunk_loop`: forward, and their gradients, one chunk after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from autosp_ir._torch_compat import compile_with_inductor, trace_decomposed
+from autosp_ir.analysis import loops as prices  # attaches what loops cost
+from autosp_ir.analysis.products import product_of
+from autosp_ir.capture.joint import SharedOutputsError, joint_program
+from autosp_ir.comm.chunk_loop import SUM, WHOLE, Loop, use_runner
+from autosp_ir.emit.fx_export import executable
+from autosp_ir.emit.version import version_of_operators
+from autosp_ir.errors import UnsupportedError
+from autosp_ir.ir.graph import Value
+from autosp_ir.ir.infer import fake_of
+from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Signature
+from autosp_ir.ir.verify import output_leaves
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class Gradient(NamedTuple):
+    """The gradient of a body, of which products with a whole operand's shape are left to the loop to add up.
+
+    Args:
+        program: From some of the body's inputs and tangents to the parts of the gradients.
+        reads: Per input of the program: whether it is a tangent, and which one or which operand.
+        parts: Per wanted operand, in order: positions of its one or two outputs; of two, the gradient is the product.
+    """
+
+    program: Program
+    reads: tuple[tuple[bool, int], ...]
+    parts: tuple[tuple[int, ...], ...]
+
+
+@lru_cache(maxsize=256)
+def _joint(body: str, wanted: tuple[bool, ...]) -> Program:
+    """From the body's inputs and tangents to its results and the gradients of its wanted inputs, in their order."""
+    forward = Loop(body, 1, (), ()).program.clone()
+    specs = [replace(s, requires_grad=w) for s, w in zip(forward.signature.inputs, wanted, strict=True)]
+    forward.signature = Signature(specs, forward.signature.outputs)
+    try:
+        joint = joint_program(forward, executable(forward))
+    except SharedOutputsError as shared:
+        raise UnsupportedError(
+            f"results {shared.positions} of a loop's body share storage", hint="copy them inside of the body"
+        ) from shared
+    place = {s.name: i for i, s in enumerate(forward.signature.inputs)}
+    leaves = zip(joint.signature.outputs, output_leaves(joint.graph), strict=True)
+    # Stable, so that the results stay in front.
+    ordered = sorted(leaves, key=lambda o: place[o[0].target] if o[0].kind is OutputKind.GRADIENT else -1)
+    _return(joint, ordered)
+    return joint
+
+
+@lru_cache(maxsize=256)
+def _gradient_alone(body: str, wanted: tuple[bool, ...]) -> Program:
+    """As `_joint`, without the results and what only they need."""
+    program = _joint(body, wanted).clone()
+    leaves = zip(program.signature.outputs, output_leaves(program.graph), strict=True)
+    _return(program, [(s, v) for s, v in leaves if s.kind is OutputKind.GRADIENT])
+    return program
+
+
+@lru_cache(maxsize=256)
+def gradient(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...]) -> Gradient:
+    """The gradient of a body in parts; shared, not to be changed.
+
+    Args:
+        body: The body's text.
+        wanted: Per input, whether its gradient is.
+        cuts: As in `Loop`.
+    """
+    program = _gradient_alone(body, wanted).clone()
+    operands = {s.name: i for i, s in enumerate(program_inputs(body))}
+    tangents = {name: i for i, name in enumerate(_tangents(body))}
+    leaves: list[Any] = output_leaves(program.graph)
+    returned: list[Any] = []
+    parts: list[tuple[int, ...]] = []
+    for operand, leaf in zip((i for i, w in enumerate(wanted) if w), leaves, strict=True):
+        factors = _factors(program, leaf) if cuts[operand] == WHOLE and isinstance(leaf, Value) else [leaf]
+        parts.append(tuple(range(len(returned), len(returned) + len(factors))))
+        returned += factors
+    _return(program, [(OutputSpec(f"part {i}", OutputKind.GRADIENT, ""), v) for i, v in enumerate(returned)])
+    reads = tuple(
+        (True, tangents[s.target]) if s.kind is InputKind.TANGENT else (False, operands[s.name])
+        for s in program.signature.inputs
+    )
+    return Gradient(program, reads, tuple(parts))
+
+
+def program_inputs(body: str) -> list[Any]:
+    """The specs of a body's inputs."""
+    return Loop(body, 1, (), ()).program.signature.inputs
+
+
+def _tangents(body: str) -> list[str]:
+    """The names of the outputs that have tangents, in order."""
+    loop = Loop(body, 1, (), ())
+    kinds = zip(loop.program.signature.outputs, loop.results, strict=True)
+    return [spec.target for spec, kind in kinds if kind.dtype.is_floating_point]
+
+
+def _return(program: Program, outputs: Sequence[tuple[OutputSpec, Any]]) -> None:
+    program.signature.outputs = [spec for spec, _ in outputs]
+    program.graph.output_node.set_args((tuple(value for _, value in outputs),))
+    program.graph.dead_code()
+
+
+def _factors(program: Program, leaf: Value) -> list[Value]:
+    """The two matrices whose product a gradient is; the gradient itself if it is none."""
+    found = product_of(leaf)
+    if found is None or leaf.tensor_type.ndim != 2:
+        return [leaf]
+    factors = list(found.node.operands)
+    if not found.transposed:
+        return factors
+    output = program.graph.output_node
+    turned = []
+    for factor in reversed(factors):
+        kind = factor.tensor_type
+        made = program.graph.create(
+            "aten.permute", (factor, [1, 0]), type=replace(kind, shape=kind.shape[::-1]), before=output
+        )
+        turned.append(made.result)
+    return turned
+
+
+Call = Callable[[list[Any]], Sequence[Any]]
+
+
+@lru_cache(maxsize=256)
+def _body_call(body: str, backend: str) -> Call:
+    return _call(Loop(body, 1, (), ()).program, backend)
+
+
+@lru_cache(maxsize=256)
+def _gradient_call(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], backend: str) -> Call:
+    return _call(gradient(body, wanted, cuts).program, backend)
+
+
+def _call(program: Program, backend: str) -> Call:
+    graph = executable(program)
+    if backend != "inductor":
+        return lambda arguments: graph(*arguments)
+    with program.fake_mode:
+        inputs = [fake_of(node.result.type, program.fake_mode) for node in program.graph.inputs]
+    traced = trace_decomposed(graph, inputs, program.fake_mode)
+    # Each chunk should leave nothing behind, least of all a buffer kept for a later one of its size.
+    compiled, _ = compile_with_inductor(
+        traced, inputs, program.fake_mode, is_backward=False, version=version_of_operators(), reuse=False
+    )
+    return compiled
+
+
+def prepare_loops(graph: fx.Graph, backend: str) -> None:
+    """Have the bodies of a graph's loops ready before a step runs.
+
+    Args:
+        graph: A graph to be run. It is changed: its loops run their bodies on `backend` from now on.
+        backend: As in `Loop`. Inductor compiles a graph without looking into its loops.
+    """
+    operators = torch.ops.autosp
+    for target in (operators.chunk_loop.default, operators.chunk_loop_backward.default):
+        names = [a.name for a in target._schema.arguments]
+        for node in graph.find_nodes(op="call_function", target=target):
+            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs, "backend": backend}
+            node.args, node.kwargs = tuple(given[name] for name in names), {}
+            if "wanted" in names:
+                _gradient_call(given["body"], tuple(given["wanted"]), tuple(given["cuts"]), backend)
+            else:
+                _body_call(given["body"], backend)
+
+
+class ChunkRunner:
+    """Runs loops, chunk by chunk."""
+
+    def forward(self, loop: Loop, operands: Sequence[Tensor]) -> list[Tensor]:
+        """The results over all chunks; sums of half-precision numbers are kept in float32 until the end."""
+        call = _body_call(loop.body, loop.backend)
+        kinds = loop.results
+        joined = [
+            _Joined(list(k.shape), k.dtype, j, loop.chunks, operands[0]) for k, j in zip(kinds, loop.joins, strict=True)
+        ]
+        with torch.no_grad():
+            for index in range(loop.chunks):
+                _take(joined, index, call(_of_chunk(operands, loop, index)), [(i,) for i in range(len(joined))])
+        return [one.result() for one in joined]
+
+    def backward(
+        self, loop: Loop, tangents: Sequence[Tensor], operands: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> list[Tensor]:
+        """The gradients of the wanted operands."""
+        asked = tuple(map(bool, wanted))
+        found = gradient(loop.body, asked, loop.cuts)
+        call = _gradient_call(loop.body, asked, loop.cuts, loop.backend)
+        inputs = [n.result.tensor_type for n in loop.program.graph.inputs]
+        joined = [
+            _Joined(list(kind.shape), kind.dtype, cut, loop.chunks, operands[0])
+            for kind, cut, w in zip(inputs, loop.cuts, asked, strict=True)
+            if w
+        ]
+        joins = [j for j, k in zip(loop.joins, loop.results, strict=True) if k.dtype.is_floating_point]
+        upstream = Loop(loop.body, loop.chunks, tuple(joins), ())
+        with torch.no_grad():
+            for index in range(loop.chunks):
+                given = _of_chunk(operands, loop, index), _of_chunk(tangents, upstream, index)
+                arguments = [given[tangent][position] for tangent, position in found.reads]
+                del given
+                _take(joined, index, call(arguments), found.parts)
+        return [one.result() for one in joined]
+
+    def joint(self, loop: Loop, wanted: tuple[bool, ...]) -> Program:
+        """See `Runner`."""
+        return _joint(loop.body, wanted)
+
+    def gradient(self, loop: Loop, wanted: tuple[bool, ...], *, in_parts: bool = False) -> Program:
+        """See `Runner`."""
+        return gradient(loop.body, wanted, loop.cuts).program if in_parts else _gradient_alone(loop.body, wanted)
+
+
+def _of_chunk(values: Sequence[Tensor], loop: Loop, index: int) -> list[Tensor]:
+    """What one chunk reads, in the strides that bodies are compiled for."""
+    found = []
+    for value, cut in zip(values, loop.cuts, strict=True):
+        if cut != WHOLE:
+            extent = value.shape[cut] // loop.chunks
+            value = value.narrow(cut, index * extent, extent)
+        found.append(value.contiguous())
+    return found
+
+
+def _take(joined: Sequence[_Joined], index: int, parts: Sequence[Any], places: Sequence[tuple[int, ...]]) -> None:
+    """Take in what one chunk gave, none of which may be alive when the next one runs."""
+    for one, positions in zip(joined, places, strict=True):
+        one.take(index, *(parts[p] for p in positions))
+
+
+class _Joined:
+    """One result over all chunks: put together along a dimension, or added up."""
+
+    def __init__(self, shape: list[Any], dtype: torch.dtype, join: int, chunks: int, like: Tensor) -> None:
+        self._join, self._dtype = join, dtype
+        if join == SUM:
+            wide = torch.float32 if dtype in _HALF else dtype
+            self._whole = like.new_zeros(shape, dtype=wide)
+            return
+        self._extent = shape[join]
+        shape[join] *= chunks
+        self._whole = like.new_empty(shape, dtype=dtype)
+
+    def take(self, index: int, *parts: Any) -> None:
+        """The part of one chunk, or two matrices whose product it is; None is nothing."""
+        if len(parts) == 2:
+            torch.ops.autosp.addmm_float32_(self._whole, *parts)
+        elif self._join != SUM:
+            place = self._whole.narrow(self._join, index * self._extent, self._extent)
+            place.zero_() if parts[0] is None else place.copy_(parts[0])
+        elif parts[0] is not None:
+            self._whole.add_(parts[0])
+
+    def result(self) -> Tensor:
+        """The whole result."""
+        return self._whole.to(self._dtype)
+
+
+use_runner(ChunkRunner())
+
+__all__ = ["ChunkRunner", "Gradient", "gradient", "prepare_loops", "prices"]
