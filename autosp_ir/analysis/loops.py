@@ -21,7 +21,8 @@ def _of_body(node: Node, in_parts: bool = False) -> Program:
     loop = Loop.of(node)
     if node.is_op("autosp.chunk_loop"):
         return loop.program
-    return runner().gradient(loop, tuple(bool(w) for w in node.arg("wanted")), in_parts=in_parts)
+    wanted = tuple(bool(w) for w in node.arg("wanted"))
+    return runner().gradient(loop, wanted, bool(node.arg("results")), in_parts=in_parts)
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,8 @@
 A region that `tile` cuts in many chunks would be written out once for each. Here its body is written once, as the text
 of a program for one chunk, and the operator runs it for one chunk after the other: a program with a hundred chunks is
 no longer than one with two, and compiles as fast. Its gradient computes each chunk again right before the chunk's
-gradients, so one chunk is alive at a time, and adds up the gradients of what all chunks read in float32.
+gradients, so one chunk is alive at a time, and adds up the gradients of what all chunks read in float32. With
+`results` it gives the results too, in front of the gradients, for a loss whose gradient is known beforehand.
 
 The text is the body's whole identity. Nothing is registered beside it, so programs, caches of compiled code and other
 processes can never mix bodies up. What runs a body is in `autosp_ir.emit.loops`, as it takes a program to run.
@@ -28,7 +29,7 @@ from autosp_ir.ir.verify import output_leaves
 _LOOP = "str body, int chunks, int[] cuts, int[] joins, str backend"
 SCHEMAS = (
     f"chunk_loop(Tensor[] operands, {_LOOP}) -> Tensor[]",
-    f"chunk_loop_backward(Tensor[] tangents, Tensor[] operands, bool[] wanted, {_LOOP}) -> Tensor[]",
+    f"chunk_loop_backward(Tensor[] tangents, Tensor[] operands, bool[] wanted, {_LOOP}, bool results) -> Tensor[]",
 )
 NAMES = ("autosp.chunk_loop", "autosp.chunk_loop_backward")
 WHOLE = -1
@@ -83,9 +84,9 @@ class Runner(Protocol):
         """The results over all chunks."""
 
     def backward(
-        self, loop: Loop, tangents: Sequence[Tensor], operands: Sequence[Tensor], wanted: Sequence[bool]
+        self, loop: Loop, tangents: Sequence[Tensor], operands: Sequence[Tensor], wanted: Sequence[bool], results: bool
     ) -> list[Tensor]:
-        """The gradients of the wanted operands, in order."""
+        """The results if asked for, then the gradients of the wanted operands, in order."""
 
     def joint(self, loop: Loop, wanted: tuple[bool, ...]) -> Program:
         """From the body's inputs and tangents to its results and the gradients of the wanted inputs.
@@ -94,8 +95,8 @@ class Runner(Protocol):
             A program that is shared and not to be changed.
         """
 
-    def gradient(self, loop: Loop, wanted: tuple[bool, ...], *, in_parts: bool = False) -> Program:
-        """As `joint`, without the results; in parts, it ends in the factors of products that the loop adds up."""
+    def gradient(self, loop: Loop, wanted: tuple[bool, ...], results: bool, *, in_parts: bool = False) -> Program:
+        """As `joint`, with or without the results; in parts, it ends in the factors of products to be added up."""
 
 
 _runners: list[Runner] = []
@@ -171,11 +172,15 @@ def _forward_fake(
 ) -> list[Tensor]:
     loop = _loop(body, chunks, cuts, joins, backend)
     _checked(loop, operands)
+    return _fake_results(loop, operands)
+
+
+def _fake_results(loop: Loop, operands: list[Tensor]) -> list[Tensor]:
     made = []
     for kind, join in zip(loop.results, loop.joins, strict=True):
         shape = list(kind.shape)
         if join != SUM:
-            shape[join] *= chunks
+            shape[join] *= loop.chunks
         made.append(operands[0].new_empty(shape, dtype=kind.dtype))
     return made
 
@@ -189,10 +194,11 @@ def _backward(
     cuts: list[int],
     joins: list[int],
     backend: str,
+    results: bool,
 ) -> list[Tensor]:
     loop = _loop(body, chunks, cuts, joins, backend)
     _checked(loop, operands)
-    return runner().backward(loop, tangents, operands, wanted)
+    return runner().backward(loop, tangents, operands, wanted, results)
 
 
 def _backward_fake(
@@ -204,11 +210,13 @@ def _backward_fake(
     cuts: list[int],
     joins: list[int],
     backend: str,
+    results: bool,
 ) -> list[Tensor]:
-    _checked(_loop(body, chunks, cuts, joins, backend), operands)
-    return [
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x, w in zip(operands, wanted, strict=True) if w
-    ]
+    loop = _loop(body, chunks, cuts, joins, backend)
+    _checked(loop, operands)
+    asked = (x for x, w in zip(operands, wanted, strict=True) if w)
+    gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in asked]
+    return [*(_fake_results(loop, operands) if results else ()), *gradients]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -226,7 +234,7 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         for grad, (shape, dtype) in zip(grads, ctx.results, strict=True)
         if dtype.is_floating_point
     ]
-    found = iter(torch.ops.autosp.chunk_loop_backward(tangents, operands, ctx.wanted, *ctx.loop))
+    found = iter(torch.ops.autosp.chunk_loop_backward(tangents, operands, ctx.wanted, *ctx.loop, False))
     return [next(found) if wanted else None for wanted in ctx.wanted], *(None for _ in ctx.loop)
 
 

@@ -21,6 +21,7 @@ from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Value
 from autosp_ir.ir.infer import fake_of
 from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Signature
+from autosp_ir.ir.types import TensorType
 from autosp_ir.ir.verify import output_leaves
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -32,7 +33,8 @@ class Gradient(NamedTuple):
     Args:
         program: From some of the body's inputs and tangents to the parts of the gradients.
         reads: Per input of the program: whether it is a tangent, and which one or which operand.
-        parts: Per wanted operand, in order: positions of its one or two outputs; of two, the gradient is the product.
+        parts: Per result, if they come first, and per wanted operand: positions of its one or two outputs; of two, the
+            gradient is the product.
     """
 
     program: Program
@@ -70,22 +72,25 @@ def _gradient_alone(body: str, wanted: tuple[bool, ...]) -> Program:
 
 
 @lru_cache(maxsize=256)
-def gradient(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...]) -> Gradient:
+def gradient(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results: bool = False) -> Gradient:
     """The gradient of a body in parts; shared, not to be changed.
 
     Args:
         body: The body's text.
         wanted: Per input, whether its gradient is.
         cuts: As in `Loop`.
+        results: Whether the body's results come first.
     """
-    program = _gradient_alone(body, wanted).clone()
+    program = (_joint if results else _gradient_alone)(body, wanted).clone()
     operands = {s.name: i for i, s in enumerate(program_inputs(body))}
     tangents = {name: i for i, name in enumerate(_tangents(body))}
     leaves: list[Any] = output_leaves(program.graph)
-    returned: list[Any] = []
-    parts: list[tuple[int, ...]] = []
-    for operand, leaf in zip((i for i, w in enumerate(wanted) if w), leaves, strict=True):
-        factors = _factors(program, leaf) if cuts[operand] == WHOLE and isinstance(leaf, Value) else [leaf]
+    asked = [cut for cut, w in zip(cuts, wanted, strict=True) if w]
+    first = len(leaves) - len(asked)
+    returned: list[Any] = leaves[:first]
+    parts: list[tuple[int, ...]] = [(i,) for i in range(first)]
+    for cut, leaf in zip(asked, leaves[first:], strict=True):
+        factors = _factors(program, leaf) if cut == WHOLE and isinstance(leaf, Value) else [leaf]
         parts.append(tuple(range(len(returned), len(returned) + len(factors))))
         returned += factors
     _return(program, [(OutputSpec(f"part {i}", OutputKind.GRADIENT, ""), v) for i, v in enumerate(returned)])
@@ -142,8 +147,8 @@ def _body_call(body: str, backend: str) -> Call:
 
 
 @lru_cache(maxsize=256)
-def _gradient_call(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], backend: str) -> Call:
-    return _call(gradient(body, wanted, cuts).program, backend)
+def _gradient_call(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results: bool, backend: str) -> Call:
+    return _call(gradient(body, wanted, cuts, results).program, backend)
 
 
 def _call(program: Program, backend: str) -> Call:
@@ -174,7 +179,8 @@ def prepare_loops(graph: fx.Graph, backend: str) -> None:
             given = {**dict(zip(names, node.args, strict=False)), **node.kwargs, "backend": backend}
             node.args, node.kwargs = tuple(given[name] for name in names), {}
             if "wanted" in names:
-                _gradient_call(given["body"], tuple(given["wanted"]), tuple(given["cuts"]), backend)
+                wanted, cuts = tuple(given["wanted"]), tuple(given["cuts"])
+                _gradient_call(given["body"], wanted, cuts, given["results"], backend)
             else:
                 _body_call(given["body"], backend)
 
@@ -185,25 +191,28 @@ class ChunkRunner:
     def forward(self, loop: Loop, operands: Sequence[Tensor]) -> list[Tensor]:
         """The results over all chunks; sums of half-precision numbers are kept in float32 until the end."""
         call = _body_call(loop.body, loop.backend)
-        kinds = loop.results
-        joined = [
-            _Joined(list(k.shape), k.dtype, j, loop.chunks, operands[0]) for k, j in zip(kinds, loop.joins, strict=True)
-        ]
+        joined = _joined_results(loop, operands[0])
         with torch.no_grad():
             for index in range(loop.chunks):
                 _take(joined, index, call(_of_chunk(operands, loop, index)), [(i,) for i in range(len(joined))])
         return [one.result() for one in joined]
 
     def backward(
-        self, loop: Loop, tangents: Sequence[Tensor], operands: Sequence[Tensor], wanted: Sequence[bool]
+        self,
+        loop: Loop,
+        tangents: Sequence[Tensor],
+        operands: Sequence[Tensor],
+        wanted: Sequence[bool],
+        results: bool = False,
     ) -> list[Tensor]:
-        """The gradients of the wanted operands."""
+        """The results if asked for, then the gradients of the wanted operands."""
         asked = tuple(map(bool, wanted))
-        found = gradient(loop.body, asked, loop.cuts)
-        call = _gradient_call(loop.body, asked, loop.cuts, loop.backend)
+        found = gradient(loop.body, asked, loop.cuts, results)
+        call = _gradient_call(loop.body, asked, loop.cuts, results, loop.backend)
         inputs = [n.result.tensor_type for n in loop.program.graph.inputs]
-        joined = [
-            _Joined(list(kind.shape), kind.dtype, cut, loop.chunks, operands[0])
+        joined = _joined_results(loop, operands[0]) if results else []
+        joined += [
+            _Joined(kind, cut, loop.chunks, operands[0])
             for kind, cut, w in zip(inputs, loop.cuts, asked, strict=True)
             if w
         ]
@@ -221,9 +230,11 @@ class ChunkRunner:
         """See `Runner`."""
         return _joint(loop.body, wanted)
 
-    def gradient(self, loop: Loop, wanted: tuple[bool, ...], *, in_parts: bool = False) -> Program:
+    def gradient(self, loop: Loop, wanted: tuple[bool, ...], results: bool, *, in_parts: bool = False) -> Program:
         """See `Runner`."""
-        return gradient(loop.body, wanted, loop.cuts).program if in_parts else _gradient_alone(loop.body, wanted)
+        if in_parts:
+            return gradient(loop.body, wanted, loop.cuts, results).program
+        return (_joint if results else _gradient_alone)(loop.body, wanted)
 
 
 def _of_chunk(values: Sequence[Tensor], loop: Loop, index: int) -> list[Tensor]:
@@ -237,6 +248,10 @@ def _of_chunk(values: Sequence[Tensor], loop: Loop, index: int) -> list[Tensor]:
     return found
 
 
+def _joined_results(loop: Loop, like: Tensor) -> list[_Joined]:
+    return [_Joined(k, j, loop.chunks, like) for k, j in zip(loop.results, loop.joins, strict=True)]
+
+
 def _take(joined: Sequence[_Joined], index: int, parts: Sequence[Any], places: Sequence[tuple[int, ...]]) -> None:
     """Take in what one chunk gave, none of which may be alive when the next one runs."""
     for one, positions in zip(joined, places, strict=True):
@@ -246,15 +261,16 @@ def _take(joined: Sequence[_Joined], index: int, parts: Sequence[Any], places: S
 class _Joined:
     """One result over all chunks: put together along a dimension, or added up."""
 
-    def __init__(self, shape: list[Any], dtype: torch.dtype, join: int, chunks: int, like: Tensor) -> None:
-        self._join, self._dtype = join, dtype
+    def __init__(self, kind: TensorType, join: int, chunks: int, like: Tensor) -> None:
+        self._join, self._dtype = join, kind.dtype
+        shape: list[Any] = list(kind.shape)
         if join == SUM:
-            wide = torch.float32 if dtype in _HALF else dtype
+            wide = torch.float32 if kind.dtype in _HALF else kind.dtype
             self._whole = like.new_zeros(shape, dtype=wide)
             return
         self._extent = shape[join]
         shape[join] *= chunks
-        self._whole = like.new_empty(shape, dtype=dtype)
+        self._whole = like.new_empty(shape, dtype=kind.dtype)
 
     def take(self, index: int, *parts: Any) -> None:
         """The part of one chunk, or two matrices whose product it is; None is nothing."""

@@ -16,6 +16,7 @@ from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import InputKind, Program, Stage
 from autosp_ir.pipeline.base import Pass, PassContext
 from autosp_ir.rewrite.rewriter import Rewriter
+from autosp_passes._looped_loss import compute_together, looped_losses, reason_to_stay
 from autosp_passes._loss_region import LossRegion
 
 _UNMOVABLE = frozenset({Trait.RANDOM, Trait.MUTATES})
@@ -37,8 +38,10 @@ class EarlyLossGradient(Pass):
     def run(self, program: Program, ctx: PassContext) -> None:
         """Rewrite `program` in place."""
         rewriter = ctx.rewriter(program)
-        tangents = {s.name for s in program.signature.inputs if s.kind is InputKind.TANGENT}
-        for node in [n for n in program.graph.nodes if n.name in tangents]:
+        names = {s.name for s in program.signature.inputs if s.kind is InputKind.TANGENT}
+        tangents = [n for n in program.graph.nodes if n.name in names]
+        looped = _compute_loops_early(program, ctx, rewriter, tangents)
+        for node in [n for n in tangents if n not in looped]:
             region = LossRegion(program, node.result)
             mover = _Mover(program, rewriter, region)
             reason = region.reason_to_stay() or mover.reason_to_stay()
@@ -50,6 +53,42 @@ class EarlyLossGradient(Pass):
                 rewriter.dead_code()
                 ctx.remark("applied", node, f"the gradient of {len(region.chunks)} chunks is computed in the forward")
                 ctx.count("chunks", len(region.chunks))
+
+
+def _compute_loops_early(program: Program, ctx: PassContext, rewriter: Rewriter, tangents: Iterable[Node]) -> set[Node]:
+    """Let losses that run in a loop give their gradients in the forward.
+
+    Returns:
+        The tangents of these losses, moved or not.
+    """
+    served: set[Node] = set()
+    for loss in list(looped_losses(program)):
+        chunks, sources = loss.forward.arg("chunks"), _behind(loss.arrives) & set(tangents)
+        node = next(iter(sources), loss.backward)
+        served |= sources
+        reason = reason_to_stay(loss)
+        if reason is not None:
+            ctx.remark("missed", loss.backward, reason)
+        elif rewriter.allows(loss.backward):
+            with rewriter.rewrite("early loss gradient"):
+                compute_together(loss, rewriter)
+            rewriter.dead_code()
+            ctx.remark("applied", node, f"the gradient of a loop over {chunks} chunks is computed in the forward")
+            ctx.count("chunks", chunks)
+    return served
+
+
+def _behind(value: Value) -> set[Node]:
+    """What a value of the backward depends on, down to the forward."""
+    found: set[Node] = set()
+    stack = [value.producer]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            deeper = node.phase is not Phase.FORWARD
+            stack.extend(v.producer for v in node.operands if deeper)
+    return found
 
 
 class _Mover:

@@ -135,7 +135,7 @@ def placed(x: Placement, weight: Placement, *tangents: Placement) -> tuple[Place
         made = builder.call("autosp.chunk_loop", (values, *LOOP))
     else:
         upstream = [given(f"t{i}", s, p) for i, (s, p) in enumerate(zip(((2, 12, 5), ()), tangents, strict=True))]
-        made = builder.call("autosp.chunk_loop_backward", (upstream, values, [True, True], *LOOP))
+        made = builder.call("autosp.chunk_loop_backward", (upstream, values, [True, True], *LOOP, False))
     return tuple(value.type.layout["sp"] for value in made)
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from tests.emit.written import code_of
+from tests.emit.written import halves_of
 from tests.models import build
 
 
@@ -40,7 +40,7 @@ def test_what_is_multiplied_transposed_is_not_written_a_second_time() -> None:
         "canonicalize,pad-tokens{multiple=4},token-partition,ulysses,tile{regions=mlp chunks=4 wide=1.5},"
         "differentiate{decompose=true},remat{aggressive=true},grad-sync,lower-comm,overlap{fused=true}"
     )
-    backward = code_of(model, batch, pipeline, "backward")
+    _, backward = halves_of(model, batch, pipeline)
     multiplied = re.findall(r"mm_float32_?\.default\(.*", backward)
     assert len(multiplied) == 12, "three weights, four chunks"
     transposed = rf"empty_strided_cpu\(\({inter}, {rows}\), \(1, {inter}\)"

@@ -8,14 +8,14 @@ from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import torch
-from torch._inductor.codecache import PyCodeCache
 
 import autosp_ir as air
 from autosp_ir import _torch_compat
 from autosp_ir.emit import head_starts, inductor
 from autosp_ir.emit.parallelize import default_pipeline
 from autosp_ir.emit.pins import pinning_pass
-from tests.emit.steps import Measured, largest_error, loss_of, measure
+from tests.emit.steps import Measured, largest_error, measure
+from tests.emit.written import halves_of
 from tests.models import build
 
 
@@ -97,20 +97,19 @@ def forward_order(rank: int, world: int, name: str, pinned: bool) -> list[str]:
 
 def _forward_code(name: str, pinned: bool) -> str:
     with mock.patch.object(inductor, "pinning_pass", pinning_pass if pinned else lambda *_: None):
-        return _code(name, "autosp.attention.default(", IN_GROUPS + REARRANGED)
+        return _bodies(name, IN_GROUPS + REARRANGED)[0]
 
 
 def head_starts_in_code(rank: int, world: int, name: str) -> tuple[list[str], list[str]]:
     """The marks of `KINDS`, and `head start`, of both halves, if every collective on a CPU is worth one."""
     marks = KINDS | {"autosp.head_start.default(": "head start", "attention_backward.default(": "attention"}
-    found = []
     with mock.patch.multiple(head_starts, _FILLED=("cpu",), _WORTH_IT=0):
-        for marker in ("autosp.attention.default(", "attention_backward"):
-            lines = _code(name, marker, IN_GROUPS + OVERLAPPED).splitlines()
-            found.append(
-                [kind for line in lines for mark, kind in marks.items() if mark.endswith("(") and mark in line]
-            )
-    return found[0], found[1]
+        bodies = _bodies(name, IN_GROUPS + OVERLAPPED)
+    forward, backward = (
+        [kind for line in body.splitlines() for mark, kind in marks.items() if mark.endswith("(") and mark in line]
+        for body in bodies
+    )
+    return forward, backward
 
 
 def head_started_errors(rank: int, world: int, name: str, backend: Literal["aot_eager", "inductor"]) -> Any:
@@ -126,7 +125,7 @@ def head_started_errors(rank: int, world: int, name: str, backend: Literal["aot_
 def backward_code(rank: int, world: int, name: str) -> str:
     """The body of the code that Inductor generated for the backward."""
     alone = default_pipeline(backend="inductor").replace("bucket=auto", "bucket=0.0")
-    return _code(name, "attention_backward", alone)
+    return _bodies(name, alone)[1]
 
 
 def overlapped_gradients(rank: int, world: int, name: str) -> bool:
@@ -139,17 +138,10 @@ def overlapped_gradients(rank: int, world: int, name: str) -> bool:
     return own[0] == found[0] and all(torch.equal(own[1][n], found[1][n]) for n in own[1])
 
 
-def _code(name: str, marker: str, pipeline: str | None) -> str:
-    written: list[str] = []
-    inner = PyCodeCache.write
-
-    def write(source: str, *args: Any, **kwargs: Any) -> Any:
-        written.append(source)
-        return inner(source, *args, **kwargs)
-
+def _bodies(name: str, pipeline: str | None) -> tuple[str, str]:
+    """The calls in the code of both halves."""
     model, batch = build(name, length=32)
-    with mock.patch.object(PyCodeCache, "write", write), torch._inductor.config.patch(fx_graph_cache=False):
-        step = air.parallelize(model, batch, backend="inductor", pipeline=pipeline)
-        loss_of(step(**batch)).backward()
-    code = next(c for c in written if marker in c)
-    return code[code.index("def call(") :].partition("return (")[0]
+    forward, backward = (
+        code[code.index("def call(") :].partition("return (")[0] for code in halves_of(model, batch, pipeline)
+    )
+    return forward, backward

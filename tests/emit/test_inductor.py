@@ -25,9 +25,15 @@ def test_equals_dense_and_compiles_once(name: str) -> None:
         assert rank.compiled == [2, 2]
 
 
-def test_gradients_are_reduced_beside_the_backward_and_awaited_behind_it() -> None:
+@pytest.fixture(scope="module")
+def backwards() -> list[str]:
+    """What Inductor writes for the backward on each of two ranks."""
+    return run_ranks(compiled.backward_code, 2, "llama-gqa", timeout=500.0)
+
+
+def test_gradients_are_reduced_beside_the_backward_and_awaited_behind_it(backwards: list[str]) -> None:
     """The order of starts and waits survives Inductor's own scheduling."""
-    for code in run_ranks(compiled.backward_code, 2, "llama-gqa", timeout=500.0):
+    for code in backwards:
         lines = code.splitlines()
         reductions = [i for i, line in enumerate(lines) if "all_reduce_.default(" in line]
         work = [i for i, line in enumerate(lines) if "extern_kernels.mm(" in line]
@@ -42,9 +48,9 @@ def test_gradients_are_reduced_beside_the_backward_and_awaited_behind_it() -> No
         assert "empty_strided_cpu" not in "".join(lines[max(reductions) :])
 
 
-def test_attention_and_exchanges_hand_each_other_their_results_without_a_copy() -> None:
+def test_attention_and_exchanges_hand_each_other_their_results_without_a_copy(backwards: list[str]) -> None:
     """Tokens are outermost in what arrives, in what attention makes of it, and so in the blocks that leave."""
-    for code in run_ranks(compiled.backward_code, 2, "llama-gqa", timeout=500.0):
+    for code in backwards:
         arrived = re.findall(r"(buf\d+) = torch.ops._c10d_functional.all_to_all_single", code)
         taken = re.findall(r"attention_backward.default\(reinterpret_tensor\((buf\d+)", code)
         made = re.findall(r"assert_size_stride\((buf\d+), .*'torch.ops.autosp.attention_backward.default'", code)

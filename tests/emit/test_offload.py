@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -21,7 +22,7 @@ from autosp_ir.emit.pins import pinning_pass
 from autosp_ir.testing.memory import measured_peak
 from tests.emit.late_copies import late_copies
 from tests.emit.steps import gradients, largest_error, loss_of, measure
-from tests.emit.written import written_code
+from tests.emit.written import without_kernels, written_code
 from tests.models import build
 
 torch.set_num_threads(1)
@@ -80,11 +81,12 @@ def operations(code: str) -> list[str]:
 
 
 def compiled(pinned: bool) -> tuple[nn.Module, nn.Module, dict[str, Tensor], list[list[str]]]:
+    """A step and what it runs in which order; one without pins is for reading alone."""
     model, batch = chain()
     pinning = pinning_pass if pinned else lambda *_: None
-    with written_code() as written, mock.patch.object(inductor, "pinning_pass", pinning):
+    kernels = nullcontext() if pinned else without_kernels()
+    with written_code() as written, kernels, mock.patch.object(inductor, "pinning_pass", pinning):
         step = air.parallelize(model, batch, backend="inductor", pipeline=f"{_LINE},{_OFFLOAD}", seq_dims={"x": 1})
-        loss_of(step(**batch)).backward()
     return model, step, batch, [operations(code) for code in written if "autosp." in code]
 
 

@@ -15,7 +15,7 @@ import autosp_ir as air
 from autosp_ir._torch_compat import order_nodes
 from autosp_ir.emit import pins as module
 from autosp_ir.emit.pins import pinning_pass, pins
-from tests.emit.written import code_of
+from tests.emit.written import halves_of
 from tests.models import build
 
 
@@ -79,7 +79,7 @@ def test_the_gradient_of_logits_takes_their_place(implied: bool, monkeypatch: py
         "canonicalize,pad-tokens{multiple=4},token-partition,ulysses,tile{regions=loss chunks=4},"
         "differentiate{decompose=true},remat,early-loss-gradient,grad-sync,lower-comm,overlap{fused=true}"
     )
-    forward = code_of(model, batch, pipeline, "forward")
+    forward, _ = halves_of(model, batch, pipeline)
     logits = re.findall(r"empty_strided_cpu\(\((?:1, )?64, 2000\),", forward)
     assert len(logits) == (8 if implied else 4), "those of one chunk after the other"
 

@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
 
 import autosp_ir as air
@@ -28,20 +29,26 @@ def written_code() -> Iterator[list[str]]:
         yield written
 
 
-def code_of(model: nn.Module, batch: Mapping[str, Tensor], pipeline: str, half: str) -> str:
-    """The code of one half of a step on one rank.
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """No kernel is compiled inside this `with`: what is written can be read, and must not be run."""
+    with mock.patch.object(AsyncCompile, "cpp_pybinding", lambda *_: None):
+        yield
+
+
+def halves_of(model: nn.Module, batch: Mapping[str, Tensor], pipeline: str | None) -> tuple[str, str]:
+    """The code of the forward and of the backward of a step, by the running ranks or by one alone.
 
     Args:
-        model: Trained for one step.
-        batch: Of that step.
-        pipeline: Compiled with Inductor.
-        half: `forward` or `backward`; the model has attention, by which the halves are told apart.
+        model: It has attention, by which the halves are told apart.
+        batch: Of one step.
+        pipeline: Compiled with Inductor; None for the default one.
     """
-    with written_code() as written:
-        step = air.parallelize(model, dict(batch), backend="inductor", pipeline=pipeline)
-        step(**batch).loss.backward()
-    marker = {"forward": "autosp.attention.default(", "backward": "autosp.attention_backward.default("}[half]
-    return next(code for code in written if marker in code)
+    with written_code() as written, without_kernels():
+        air.parallelize(model, dict(batch), backend="inductor", pipeline=pipeline)
+    markers = ("autosp.attention.default(", "autosp.attention_backward.default(")
+    forward, backward = (next(code for code in written if marker in code) for marker in markers)
+    return forward, backward
 
 
-__all__ = ["code_of", "written_code"]
+__all__ = ["halves_of", "without_kernels", "written_code"]

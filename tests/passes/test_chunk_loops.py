@@ -51,6 +51,40 @@ def test_every_composition_is_exact(decompose: str, policy: str, ranks: int, bat
     reference.check(result.program)
 
 
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 2), (2, 1), (4, 1)])
+def test_a_loss_gives_its_gradient_in_the_same_loop(ranks: int, batch: int) -> None:
+    """Whatever number arrives: the backward multiplies, and computes no logits."""
+    reference = DenseReference.of(*wide(length=128, batch=batch))
+    rest = ",differentiate{decompose=true},remat,early-loss-gradient"
+    result = looped(reference.program, 8, rest + (",grad-sync,lower-comm" if ranks > 1 else ""), ranks)
+    assert result.statistics["early-loss-gradient"]["chunks"] == 8
+    assert not [r for r in result.remarks if r.pass_name == "early-loss-gradient" and r.kind == "missed"]
+    reference.check(result.program)
+    loops_of = {n.name: n for n in result.program.graph.nodes if n.op.name.startswith("autosp.chunk_loop")}
+    whole = [n for n in loops_of.values() if n.is_op("autosp.chunk_loop_backward") and n.arg("results")]
+    assert [n.phase for n in whole] == [Phase.FORWARD]
+    assert len(loops_of) == 3, "the MLP forward and backward, and the loss once"
+
+
+def test_a_loss_that_is_scaled_afterwards_keeps_its_gradient() -> None:
+    model, batch = wide(length=64)
+    program = looped(air.capture(model, batch), 8, ",differentiate,remat,early-loss-gradient").program
+    step = program.emit(backend="aot_eager")
+    (1000 * step(**batch)).backward()
+    found = {n: p.grad for n, p in model.named_parameters()}
+    model.zero_grad()
+    (1000 * model(**batch)).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_that_underflows_stays_in_the_backward() -> None:
+    model, batch = wide(length=64)
+    result = looped(air.capture(model.half(), batch), 8, ",differentiate,remat,early-loss-gradient")
+    assert any("float16" in r.message for r in result.remarks if r.pass_name == "early-loss-gradient")
+    assert not result.statistics["early-loss-gradient"].get("chunks")
+
+
 def test_a_program_is_as_long_for_any_number_of_chunks() -> None:
     program = air.capture(*wide(length=512))
     sizes = {n: len(list(looped(program, n, ",differentiate,remat").program.graph.nodes)) for n in (2, 16, 128)}

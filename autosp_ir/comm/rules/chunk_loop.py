@@ -38,8 +38,10 @@ def _loop_backward(ctx: RuleContext) -> Outcome:
                if k.dtype.is_floating_point]  # fmt: skip
     given = dict(zip(inputs, operands, strict=True)) | dict(zip(outputs, tangents, strict=True))
     names = [s.target if s.target in outputs else s.name for s in program.signature.inputs]
-    placed = _placed(ctx, program, [given[name] for name in names])[len(loop.joins) :]
-    return _joined(ctx, placed, [cut for cut, w in zip(loop.cuts, wanted, strict=True) if w])
+    placed = _placed(ctx, program, [given[name] for name in names])
+    along = [*loop.joins, *(cut for cut, w in zip(loop.cuts, wanted, strict=True) if w)]
+    first = 0 if ctx.node.arg("results") else len(loop.joins)
+    return _joined(ctx, placed[first:], along[first:])
 
 
 def _check(ctx: RuleContext, placements: Sequence[Placement], cuts: Sequence[int]) -> None:
