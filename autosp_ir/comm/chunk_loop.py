@@ -238,11 +238,19 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     return [next(found) if wanted else None for wanted in ctx.wanted], *(None for _ in ctx.loop)
 
 
+def _no_second_gradient(ctx: Any, *grads: Any) -> Any:
+    raise UnsupportedError(
+        "the gradient of a loop over chunks cannot be differentiated again",
+        hint="leave tile out, or give it fewer chunks than loop_from",
+    )
+
+
 torch.library.register_fake("autosp::chunk_loop", _forward_fake, lib=LIBRARY)
 torch.library.register_fake("autosp::chunk_loop_backward", _backward_fake, lib=LIBRARY)
 LIBRARY.impl("chunk_loop", _forward, "CompositeExplicitAutograd")
 LIBRARY.impl("chunk_loop_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_autograd("autosp::chunk_loop", _gradient, setup_context=_keep, lib=LIBRARY)
+torch.library.register_autograd("autosp::chunk_loop_backward", _no_second_gradient, lib=LIBRARY)
 
 IMPLEMENTATIONS: dict[Any, Callable[..., list[Tensor]]] = {
     torch.ops.autosp.chunk_loop.default: _forward,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx
 
-from autosp_ir._torch_compat import compile_with_inductor, trace_decomposed
+from autosp_ir._torch_compat import compile_with_inductor, exact_autocast, trace_decomposed
 from autosp_ir.analysis import loops as prices  # attaches what loops cost
 from autosp_ir.analysis.products import product_of
 from autosp_ir.capture.joint import SharedOutputsError, joint_program
@@ -24,6 +25,7 @@ from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Sig
 from autosp_ir.ir.types import TensorType
 from autosp_ir.ir.verify import output_leaves
 
+T = TypeVar("T")
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -42,32 +44,47 @@ class Gradient(NamedTuple):
     parts: tuple[tuple[int, ...], ...]
 
 
+def _elsewhere(work: Callable[[], T]) -> T:
+    """Do something in a thread of its own.
+
+    What runs inside of an operator inherits that autograd and modes are switched off there, and would be traced so.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
 @lru_cache(maxsize=256)
-def _joint(body: str, wanted: tuple[bool, ...]) -> Program:
-    """From the body's inputs and tangents to its results and the gradients of its wanted inputs, in their order."""
+def _joint(body: str) -> Program:
+    """From the body's inputs and tangents to its results, then the gradients of its floating inputs."""
     forward = Loop(body, 1, (), ()).program.clone()
-    specs = [replace(s, requires_grad=w) for s, w in zip(forward.signature.inputs, wanted, strict=True)]
+    specs = [
+        replace(s, requires_grad=forward.graph.value(s.name).tensor_type.dtype.is_floating_point)
+        for s in forward.signature.inputs
+    ]
     forward.signature = Signature(specs, forward.signature.outputs)
     try:
-        joint = joint_program(forward, executable(forward))
+        return _elsewhere(lambda: joint_program(forward, executable(forward)))
     except SharedOutputsError as shared:
         raise UnsupportedError(
             f"results {shared.positions} of a loop's body share storage", hint="copy them inside of the body"
         ) from shared
-    place = {s.name: i for i, s in enumerate(forward.signature.inputs)}
-    leaves = zip(joint.signature.outputs, output_leaves(joint.graph), strict=True)
-    # Stable, so that the results stay in front.
-    ordered = sorted(leaves, key=lambda o: place[o[0].target] if o[0].kind is OutputKind.GRADIENT else -1)
-    _return(joint, ordered)
-    return joint
 
 
 @lru_cache(maxsize=256)
-def _gradient_alone(body: str, wanted: tuple[bool, ...]) -> Program:
-    """As `_joint`, without the results and what only they need."""
-    program = _joint(body, wanted).clone()
-    leaves = zip(program.signature.outputs, output_leaves(program.graph), strict=True)
-    _return(program, [(s, v) for s, v in leaves if s.kind is OutputKind.GRADIENT])
+def _differentiated(body: str, wanted: tuple[bool, ...], results: bool) -> Program:
+    """From the body's inputs and tangents to the gradients of its wanted inputs, with or without the results first.
+
+    What no result depends on has the gradient None.
+    """
+    program = _joint(body).clone()
+    outputs = list(zip(program.signature.outputs, output_leaves(program.graph), strict=True))
+    found = {s.target: (s, v) for s, v in outputs if s.kind is OutputKind.GRADIENT}
+    kept = [(s, v) for s, v in outputs if s.kind is not OutputKind.GRADIENT and results]
+    for spec, w in zip(program_inputs(body), wanted, strict=True):
+        if w:
+            nothing = OutputSpec(f"grad of {spec.target}", OutputKind.GRADIENT, spec.target), None
+            kept.append(found.get(spec.target, nothing))
+    _return(program, kept)
     return program
 
 
@@ -81,7 +98,7 @@ def gradient(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results
         cuts: As in `Loop`.
         results: Whether the body's results come first.
     """
-    program = (_joint if results else _gradient_alone)(body, wanted).clone()
+    program = _differentiated(body, wanted, results).clone()
     operands = {s.name: i for i, s in enumerate(program_inputs(body))}
     tangents = {name: i for i, name in enumerate(_tangents(body))}
     leaves: list[Any] = output_leaves(program.graph)
@@ -143,12 +160,13 @@ Call = Callable[[list[Any]], Sequence[Any]]
 
 @lru_cache(maxsize=256)
 def _body_call(body: str, backend: str) -> Call:
-    return _call(Loop(body, 1, (), ()).program, backend)
+    return _elsewhere(lambda: _call(Loop(body, 1, (), ()).program, backend))
 
 
 @lru_cache(maxsize=256)
 def _gradient_call(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results: bool, backend: str) -> Call:
-    return _call(gradient(body, wanted, cuts, results).program, backend)
+    program = gradient(body, wanted, cuts, results).program
+    return _elsewhere(lambda: _call(program, backend))
 
 
 def _call(program: Program, backend: str) -> Call:
@@ -192,7 +210,7 @@ class ChunkRunner:
         """The results over all chunks; sums of half-precision numbers are kept in float32 until the end."""
         call = _body_call(loop.body, loop.backend)
         joined = _joined_results(loop, operands[0])
-        with torch.no_grad():
+        with torch.no_grad(), exact_autocast():
             for index in range(loop.chunks):
                 _take(joined, index, call(_of_chunk(operands, loop, index)), [(i,) for i in range(len(joined))])
         return [one.result() for one in joined]
@@ -218,7 +236,7 @@ class ChunkRunner:
         ]
         joins = [j for j, k in zip(loop.joins, loop.results, strict=True) if k.dtype.is_floating_point]
         upstream = Loop(loop.body, loop.chunks, tuple(joins), ())
-        with torch.no_grad():
+        with torch.no_grad(), exact_autocast():
             for index in range(loop.chunks):
                 given = _of_chunk(operands, loop, index), _of_chunk(tangents, upstream, index)
                 arguments = [given[tangent][position] for tangent, position in found.reads]
@@ -228,13 +246,13 @@ class ChunkRunner:
 
     def joint(self, loop: Loop, wanted: tuple[bool, ...]) -> Program:
         """See `Runner`."""
-        return _joint(loop.body, wanted)
+        return _differentiated(loop.body, wanted, True)
 
     def gradient(self, loop: Loop, wanted: tuple[bool, ...], results: bool, *, in_parts: bool = False) -> Program:
         """See `Runner`."""
         if in_parts:
             return gradient(loop.body, wanted, loop.cuts, results).program
-        return (_joint if results else _gradient_alone)(loop.body, wanted)
+        return _differentiated(loop.body, wanted, results)
 
 
 def _of_chunk(values: Sequence[Tensor], loop: Loop, index: int) -> list[Tensor]:

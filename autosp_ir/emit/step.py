@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from autosp_ir._torch_compat import backward_is_retained, clear_saved_tensors, exact_autocast
 from autosp_ir.comm.host_memory import on_host
@@ -17,7 +16,7 @@ from autosp_ir.emit.finite import Bad, FiniteCheck, search
 from autosp_ir.emit.fx_export import executable
 from autosp_ir.emit.split import SplitJoint, split_joint
 from autosp_ir.emit.team import Team
-from autosp_ir.errors import RuntimeMismatchError
+from autosp_ir.errors import RuntimeMismatchError, UnsupportedError
 from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program, Signature, Stage
 
 Compiler = Callable[[SplitJoint], StepGraphs]
@@ -289,8 +288,21 @@ class _TrainingStep(torch.autograd.Function):
         return values
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        # Autograd runs the backward with gradients enabled when its results are to be differentiated again.
+        again = torch.is_grad_enabled()
+        with torch.no_grad():
+            gradients = _TrainingStep._gradients(ctx, grads)
+        if not again:
+            return (None, *gradients)
+        anchor = torch.zeros((), requires_grad=True)
+        there = [g for g in gradients if g is not None]
+        apply: Any = _NoSecondGradient.apply
+        guarded = iter(apply(anchor, *there))
+        return (None, *(None if g is None else next(guarded) for g in gradients))
+
+    @staticmethod
+    def _gradients(ctx: Any, grads: Sequence[Tensor | None]) -> list[Any]:
         function: _SplitFunction = ctx.function
         tangents = {
             spec.target: _tangent(grad, described)
@@ -301,7 +313,29 @@ class _TrainingStep(torch.autograd.Function):
         gradients = function.gradients(_take_arguments(ctx, tangents))
         if function.checked:
             function.check_gradients(flat, tangents, gradients)
-        return (None, *gradients)
+        return gradients
+
+
+class _NoSecondGradient(torch.autograd.Function):
+    """The gradients of a step, with an error in the place of their own gradient.
+
+    The step hands autograd no graph behind its gradients. Without this they would look like constants: a penalty on
+    them, or a product with a Hessian, would be wrong without a word.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        del ctx, anchor
+        return tuple(g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        del ctx, grads
+        raise UnsupportedError(
+            "an emitted step has first derivatives only, and its gradients are being differentiated",
+            hint='for penalties on gradients and the like use the model itself, or backend="eager", which leaves the '
+            "backward to autograd",
+        )
 
 
 def _take_arguments(ctx: Any, tangents: Mapping[str, Tensor]) -> list[Any]:
