@@ -31,6 +31,7 @@ from autosp_ir.testing.compare import (
     compare_named,
     gradient_floor,
 )
+from autosp_ir.testing.dense import run_dense
 from autosp_ir.testing.eager import EagerRun, run_eagerly
 from autosp_ir.testing.promote import floating_dtypes, promote, promote_batch
 from autosp_ir.testing.unresolved import with_gathered_attention
@@ -83,7 +84,7 @@ class DenseReference:
         batch: The batch.
         program: The model captured on this batch, for one device.
         capture: The captured program against the eager model.
-        simulation: The captured program promoted to float64, run on one rank.
+        simulation: The captured program promoted to float64, run on one device.
     """
 
     batch: Any
@@ -115,10 +116,10 @@ class DenseReference:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_SEED)
                 eager = run_eagerly(model, program.capture, batch)
-            own = simulate(program, batch, tangents=eager.tangents, seed=_SEED)
+            own = run_dense(program, batch, eager.tangents, seed=_SEED)
         tangents = {name: tangent.double() for name, tangent in eager.tangents.items()}
-        # The joint program of the first run is promoted: differentiating again would take most of the time.
-        wide = simulate(promote(own.program), promote_batch(batch), tangents=tangents, seed=_SEED)
+        # If that run traced a backward, its joint program is promoted: to trace again would take most of the time.
+        wide = run_dense(promote(own.program), promote_batch(batch), tangents, seed=_SEED)
         return DenseReference(batch, program, _capture_report(program, own, eager), wide, tangents)
 
     def compare(self, program: Program, rtol: float = 1e-10) -> Equivalence:

@@ -15,6 +15,7 @@ from tests.models.batches import tokens
 from tests.passes import attention_spellings as spell
 from tests.rivals.forms import language_model
 from tests.rivals.line import run_line, run_sharded
+from tests.sampling import sampled
 
 torch.set_num_threads(1)
 
@@ -26,7 +27,7 @@ def test_exact_on_cut_tokens(name: str, ranks: int, length: int) -> None:
     assert line.attentions
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", sampled(FORMS, 3))
 def test_exact_at_another_length_than_captured(name: str) -> None:
     check_dynamic(FORMS[name](), batch(12), batch(13), 2)
 

@@ -13,6 +13,7 @@ from autosp_ir.pipeline import DEFAULT_PIPELINE
 from autosp_ir.sim.lockstep import Simulation, simulate
 from tests.e2e.line import partitioned
 from tests.models import build
+from tests.sampling import sampled
 
 BATCH, HEADS, LAYERS, BYTES = 2, 8, 2, 4
 
@@ -33,7 +34,7 @@ def sent_per_layer(ranks: int, length: int, kv_heads: int, head_width: int) -> l
     return [row * HEADS, row * travelling, row * travelling, row * HEADS]
 
 
-@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("ranks", sampled([4, 2, 8], 3))
 @pytest.mark.parametrize(
     ("name", "kv_heads", "head_width"), [("llama-mha", 8, 4), ("llama-gqa", 2, 4), ("llama-mqa", 1, 4), ("qwen3", 2, 8)]
 )

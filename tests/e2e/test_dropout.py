@@ -10,6 +10,7 @@ import autosp_ir as air
 from autosp_ir.testing.compare import gradient_floor
 from tests.e2e.dropouts import HIDDEN, Awkward, Dropping, batch_of, transformer, under_masks
 from tests.e2e.line import check_line, partitioned
+from tests.sampling import sampled
 
 GLOBAL = air.DEFAULT_PIPELINE.replace("canonicalize", "canonicalize{rng=global}")
 CHUNKED = GLOBAL.replace("pad-tokens", "pad-tokens{multiple=4}").replace("ulysses", "ulysses,head-chunk,tile{wide=1.5}")
@@ -43,7 +44,7 @@ def test_chunks_read_one_mask(ranks: int) -> None:
     assert any("in 4 chunks of tokens" in message for message in told)
 
 
-@pytest.mark.parametrize("model", [Dropping, Awkward])
+@pytest.mark.parametrize("model", sampled([Dropping, Awkward], 2))
 def test_a_length_that_is_a_symbol(model: type[nn.Module]) -> None:
     program = partitioned(air.capture(model(), batch_of(16, 3), dynamic=True), 2, GLOBAL)
     air.testing.assert_equivalent(model(), program, batch_of(22, 3))

@@ -16,6 +16,7 @@ from tests.e2e.line import check_dynamic, check_line, partitioned
 from tests.e2e.pairwise import pairwise
 from tests.models import ZOO, build
 from tests.models.batches import IGNORE_INDEX
+from tests.sampling import sampled
 
 RANKS = (1, 2, 4, 8)
 LENGTHS = (32, 33, 257)
@@ -79,13 +80,13 @@ def prepared(
     return model, without_labels, {"loss_fn": functools.partial(outside_loss, labels)}
 
 
-@pytest.mark.parametrize("case", pairwise(FACTORS), ids=label)
+@pytest.mark.parametrize("case", sampled(pairwise(FACTORS), 2), ids=label)
 def test_every_pair_of_settings_is_exact(case: dict[str, Any]) -> None:
     model, batch, settings = prepared(length=case["length"], **without_length(case))
     check_line(model, batch, case["ranks"], **settings)
 
 
-@pytest.mark.parametrize("case", every_model_once(), ids=label)
+@pytest.mark.parametrize("case", sampled(every_model_once(), 2), ids=label)
 def test_a_program_captured_for_any_length_is_exact(case: dict[str, Any]) -> None:
     model, batch, settings = prepared(length=case["length"], **without_length(case))
     _, example, _ = prepared(length=_DYNAMIC_EXAMPLE, **without_length(case))

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autosp_ir.ir.program import Program
+from autosp_ir.pipeline import PassManager
 from autosp_ir.sim.lockstep import Simulation, simulate
 from autosp_ir.testing import DenseReference
 from autosp_ir.testing.equivalence import compare_runs
@@ -63,7 +64,8 @@ def check_program(heads: str, length: str, family: str) -> None:
     model = grid.model_of(heads, masks[0], size)
     reference = DenseReference.of(model, grid.weighted([grid.micro_batch(masks[-1], size, 0)])[0])
     reference.capture.check()
-    dense, program = reference.simulation.program, promote(partitioned(reference.program, ranks))
+    dense = promote(PassManager("differentiate").run(reference.program, mesh={}).program)
+    program = promote(partitioned(reference.program, ranks))
     for mask in masks:
         parts = [grid.micro_batch(mask, size, part) for part in range(4)]
         assert len({int(grid.valid([part])) for part in parts}) > 1

@@ -114,7 +114,7 @@ def head_starts_in_code(rank: int, world: int, name: str) -> tuple[list[str], li
 
 def head_started_errors(rank: int, world: int, name: str, backend: Literal["aot_eager", "inductor"]) -> Any:
     """Errors of a step with head starts, and how often a rank gave one."""
-    model, batch = build(name, length=33)
+    model, batch = build(name, length=33, num_hidden_layers=1)
     given: list[torch.device] = []
     with mock.patch.multiple(head_starts, _FILLED=("cpu",), _WORTH_IT=0), counted(given):
         step = air.parallelize(model, batch, backend=backend, pipeline=IN_GROUPS + OVERLAPPED)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.emit import steps
 from tests.gloo import run_ranks
+from tests.sampling import sampled
 
 pytestmark = [pytest.mark.gloo, pytest.mark.timeout(600)]
 _TOLERANCE = 1e-5
@@ -43,7 +44,7 @@ def test_ten_optimizer_steps_stay_with_dense(backend: str) -> None:
         assert errors["AdamW"] <= max(3 * errors["AdamW drift"], _TOLERANCE), errors
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("dynamic", sampled([None, True], 2))
 def test_other_lengths(dynamic: bool | None) -> None:
     for errors in run_ranks(steps.lengths_errors, 2, dynamic, timeout=500.0):
         assert max(max(pair) for pair in errors) <= _TOLERANCE, errors

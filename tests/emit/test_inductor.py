@@ -8,14 +8,14 @@ import pytest
 
 from tests.emit import compiled
 from tests.gloo import run_ranks
+from tests.sampling import sampled
 
 pytestmark = [pytest.mark.gloo, pytest.mark.timeout(600)]
 _TOLERANCE = 1e-4
-_MODELS = ("llama-gqa", "llama-mqa", "gpt2", "plain")
-_MORE_MODELS = ("llama-mha", "qwen3", "mistral")
+_MODELS = ("llama-gqa", "llama-mqa", "plain", "gpt2", "llama-mha", "qwen3", "mistral")
 
 
-@pytest.mark.parametrize("name", [*_MODELS, *(pytest.param(n, marks=pytest.mark.long) for n in _MORE_MODELS)])
+@pytest.mark.parametrize("name", sampled(_MODELS, 4, 3))
 def test_equals_dense_and_compiles_once(name: str) -> None:
     for rank in run_ranks(compiled.two_batches, 2, name, timeout=500.0):
         for loss, gradient in rank.errors:

@@ -24,6 +24,7 @@ from tests.emit.late_copies import late_copies
 from tests.emit.steps import gradients, largest_error, loss_of, measure
 from tests.emit.written import without_kernels, written_code
 from tests.models import build
+from tests.sampling import sampled
 
 torch.set_num_threads(1)
 _OFFLOAD = "offload{device=cpu host_link=nvlink-c2c smallest=0}"
@@ -126,7 +127,7 @@ def _tiled(batch_size: int = 1, backend: Backend = "inductor") -> tuple[nn.Modul
 
 @pytest.mark.parametrize(
     ("batch_size", "backend"),
-    [(1, "inductor"), (2, "aot_eager"), pytest.param(2, "inductor", marks=pytest.mark.long)],
+    sampled([(2, "aot_eager"), (1, "inductor"), (2, "inductor")], 3),
 )
 def test_copies_may_take_until_their_wait(batch_size: int, backend: Backend) -> None:
     model, step, batch = _tiled(batch_size, backend)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import autosp_ir as air
 from autosp_ir.testing import DenseReference
+from tests.sampling import sampled
 
 torch.set_num_threads(1)
 PIPELINE = (
@@ -93,7 +94,7 @@ class Flat(Block):
         return F.cross_entropy(self.head(x.reshape(-1, 16)), labels.reshape(-1))
 
 
-@pytest.mark.parametrize(("ranks", "length", "batch"), [(2, 17, 3), (4, 33, 2)])
+@pytest.mark.parametrize(("ranks", "length", "batch"), sampled([(2, 17, 3), (4, 33, 2)], 2))
 @pytest.mark.parametrize(
     "kind",
     [Block, Grouped, KeyIsValue, Rolled, Summed, Centred, Positioned, SumOfTokens, Flat],

@@ -48,7 +48,9 @@ def budgeted(program: Program, options: str) -> PassResult:
     return PassManager(f"remat{{policy=budget {options}}}").run(program, mesh=program.mesh)
 
 
-@pytest.mark.parametrize("rerun", [(), ("attention",), ("attention", "collectives")])
+@pytest.mark.parametrize(
+    "rerun", [(), pytest.param(("attention",), marks=pytest.mark.long), ("attention", "collectives")]
+)
 @pytest.mark.parametrize(("name", "ranks", "tiled"), [("llama", 1, False), ("gpt2", 2, True), ("llama", 4, True)])
 def test_the_model_is_the_program(name: str, ranks: int, tiled: bool, rerun: tuple[str, ...]) -> None:
     """Peak and order of every candidate are those of the program that the choice is written into."""

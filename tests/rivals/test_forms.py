@@ -14,6 +14,7 @@ from tests.gloo import run_ranks
 from tests.rivals.bodies import form_errors
 from tests.rivals.forms import FORMS, language_model
 from tests.rivals.line import run_line
+from tests.sampling import sampled
 
 EXACT, GATHERED = "exact", "exact, partly replicated"
 
@@ -56,7 +57,7 @@ def test_every_form_has_an_outcome() -> None:
     assert FORMS.keys() == OUTCOMES.keys()
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", sampled(FORMS, 3))
 def test_exact_or_refused_by_name(name: str) -> None:
     torch.manual_seed(0)
     model, batch = FORMS[name]()
@@ -102,7 +103,7 @@ def test_capped_scores_of_an_odd_length(ranks: int) -> None:
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", sampled(["aot_eager", "eager"], 2))
 def test_forms_with_masks_and_gathers_over_gloo(backend: str) -> None:
     names = ["padded_left", "padded_odd_length", "alibi_falcon", "bert_padded", "moe_mixtral", "t5"]
     names += ["softcap_gemma2", "sinks_gpt_oss"]
