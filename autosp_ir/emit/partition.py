@@ -47,8 +47,7 @@ def min_cut_saved(
         value = values.get(node.name)
         if value is not None and value in never and not value.producer.is_op("operator.getitem"):
             mark_must_recompute(node)
-        elif value is not None and (value in always or value.producer.is_op("autosp.unchunk")):
-            # The chunks of an unchunk count as free, being marked, but to rebuild it is to run all of them.
+        elif value is not None and (value in always or _of_chunks(value)):
             mark_must_save(node)
     _erase_identities(exported.graph)
     kinds = [s.kind for s in program.signature.inputs]
@@ -77,6 +76,16 @@ def _renamed(program: Program, exported: fx.GraphModule) -> dict[str, Value]:
             role = "tangents" if kinds[node.name] is InputKind.TANGENT else "primals"
             fx_node.target = f"{role}_{position}"
     return values
+
+
+def _of_chunks(value: Value) -> bool:
+    """Whether to rebuild a value is to run all chunks of a region, which torch holds for free.
+
+    The chunks of an unchunk are marked to be computed again, and of a loop it does not know that it multiplies.
+    """
+    node = value.producer
+    made_by = node.operands[0].producer if node.is_op("operator.getitem") and node.operands else node
+    return node.is_op("autosp.unchunk") or made_by.is_op("autosp.chunk_loop")
 
 
 def _erase_identities(graph: fx.Graph) -> None:

@@ -141,6 +141,15 @@ def test_it_costs_what_its_chunks_cost() -> None:
     assert flops(2) == flops(99) > 0
 
 
+@pytest.mark.parametrize("policy", ["min-cut", "min-cut aggressive=true", "save-all"])
+def test_no_loop_runs_a_third_time(policy: str) -> None:
+    """Its gradient computes every chunk again already; to torch's partitioner it looks free to run once more."""
+    program = air.capture(*build("llama-gqa", length=64, num_hidden_layers=2))
+    cut = "canonicalize,tile{chunks=16 loop_from=2 wide=1.4}"
+    joint = run(program, f"{cut},differentiate{{decompose=true}},remat{{policy={policy}}}").program
+    assert [n.phase for n in joint.find("autosp.chunk_loop")] == [Phase.FORWARD] * 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_an_emitted_step_equals_the_chunks_written_out(backend: Any, dtype: torch.dtype) -> None:
