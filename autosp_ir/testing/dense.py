@@ -54,6 +54,8 @@ def run_dense(program: Program, batch: Batch, tangents: Mapping[str, Tensor], se
 def _for_autograd(program: Program) -> bool:
     if program.stage is not Stage.FORWARD or program.mesh:
         return False
+    if any(s.kind is OutputKind.BUFFER_MUTATION for s in program.signature.outputs):
+        return False
     return not any(n.op.traits & _NOT_ALONE or n.op.name.startswith("hop.") for n in program.graph.nodes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from autosp_ir.pipeline import DEFAULT_PIPELINE, PassManager
 from autosp_ir.testing.memory import measured_peak
 from tests.gloo import run_ranks
 from tests.models.architectures import ARCHITECTURES
+from tests.sampling import sampled
 
 torch.set_num_threads(1)
 _MODELS = ("llama", "gpt2", "bert", "gemma2", "mixtral", "t5")
@@ -53,8 +55,8 @@ def _check(program: Program, measured: int) -> None:
     assert abs(predicted - measured) <= _TOLERANCE * measured, (predicted, measured)
 
 
-@pytest.mark.parametrize("passes", _POLICIES)
-@pytest.mark.parametrize("name", _MODELS)
+# Twenty and the two lengths below every time.
+@pytest.mark.parametrize(("name", "passes"), sampled(itertools.product(_MODELS, _POLICIES), 3, range(2)))
 def test_one_rank(name: str, passes: str) -> None:
     model, batch, _ = _captured(name, 192)
     program = _lowered(name, 192, passes, 1)
