@@ -189,6 +189,37 @@ def test_results_joined_along_blocks_are_refused() -> None:
         builder.call("autosp.chunk_loop", ([x, weight], body, 3, CUTS, [0, SUM], "eager"))
 
 
+def test_operands_in_blocks_are_refused_though_only_their_sum_is_handed_on() -> None:
+    body = BODY.replace('    "out0": output "out0",\n', "").replace("return (%v2, %v4)", "return (%v4,)")
+    builder = ProgramBuilder(mesh={"sp": 2}, stage=Stage.JOINT)
+    x = builder.input("x", (2, 12, 3), torch.float64, layout={"sp": BLOCKS})
+    weight = builder.input("w", (5, 3), torch.float64)
+    with pytest.raises(air.LayoutError, match="whole blocks"):
+        builder.call("autosp.chunk_loop", ([x, weight], body, 3, CUTS, [SUM], "eager"))
+
+
+def test_what_no_result_depends_on_has_a_gradient_of_zeros_that_is_whole() -> None:
+    body = BODY.replace("aten.linear(%x0, %x1)", "aten.linear(%x0, %x0_w)").replace(
+        '    %x1: f64[5, 3] = input "x1" grad,\n',
+        '    %x1: f64[5, 3] = input "x1" grad,\n    %x0_w: f64[5, 3] = input "x0_w" grad,\n',
+    )
+    loop = (body, 3, [*CUTS, WHOLE], JOINS, "eager")
+    builder = ProgramBuilder(mesh={"sp": 2}, stage=Stage.JOINT)
+    x = builder.input("x", (2, 12, 3), torch.float64, layout={"sp": S1})
+    unused, weight = (builder.input(n, (5, 3), torch.float64) for n in ("unused", "weight"))
+    rows = builder.input("rows", (2, 12, 5), torch.float64, layout={"sp": S1})
+    total = builder.input("total", (), torch.float64)
+    made = builder.call(
+        "autosp.chunk_loop_backward", ([rows, total], [x, unused, weight], [False, True, True], *loop, False)
+    )
+    assert [v.type.layout["sp"] for v in made] == [INVARIANT, PARTIAL]
+    given = [torch.ones(2, 12, 3), torch.ones(5, 3), torch.ones(5, 3)]
+    numbers = [v.double().requires_grad_() for v in given]
+    torch.ops.autosp.chunk_loop(numbers, *loop)[1].backward()
+    assert numbers[1].grad is not None and not numbers[1].grad.any()
+    assert numbers[2].grad is not None and numbers[2].grad.any()
+
+
 def test_a_body_is_for_the_shapes_of_one_rank() -> None:
     """Asked before a program is cut, it answers for whole operands alone."""
     builder = ProgramBuilder(mesh={"sp": 2})

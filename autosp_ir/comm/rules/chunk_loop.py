@@ -18,25 +18,20 @@ _BLOCKED = "reshape the operand so that the cut dimension holds one block of tok
 @rule("autosp.chunk_loop")
 def _loop(ctx: RuleContext) -> Outcome:
     loop = Loop.of(ctx.node)
-    operands = [ctx.placement(v) for v in ctx.node.arg("operands")]
-    _check(ctx, operands, loop.cuts)
+    operands = _given(ctx, "operands", loop.cuts)
     return _joined(ctx, _placed(ctx, loop.program, operands), loop.joins)
 
 
 @rule("autosp.chunk_loop_backward")
 def _loop_backward(ctx: RuleContext) -> Outcome:
     loop = Loop.of(ctx.node)
-    operands = [ctx.placement(v) for v in ctx.node.arg("operands")]
-    tangents = [ctx.placement(v) for v in ctx.node.arg("tangents")]
     wanted = tuple(bool(w) for w in ctx.node.arg("wanted"))
-    joins = [j for j, kind in zip(loop.joins, loop.results, strict=True) if kind.dtype.is_floating_point]
-    _check(ctx, operands, loop.cuts)
-    _check(ctx, tangents, joins)
     program = runner().joint(loop, wanted)
-    inputs = [s.name for s in loop.program.signature.inputs]
-    outputs = [s.target for s, k in zip(loop.program.signature.outputs, loop.results, strict=True)
-               if k.dtype.is_floating_point]  # fmt: skip
-    given = dict(zip(inputs, operands, strict=True)) | dict(zip(outputs, tangents, strict=True))
+    differentiable = [k.dtype.is_floating_point for k in loop.results]
+    outputs = [s.target for s, d in zip(loop.program.signature.outputs, differentiable, strict=True) if d]
+    joins = [j for j, d in zip(loop.joins, differentiable, strict=True) if d]
+    given = dict(zip((s.name for s in loop.program.signature.inputs), _given(ctx, "operands", loop.cuts), strict=True))
+    given |= dict(zip(outputs, _given(ctx, "tangents", joins), strict=True))
     names = [s.target if s.target in outputs else s.name for s in program.signature.inputs]
     placed = _placed(ctx, program, [given[name] for name in names])
     along = [*loop.joins, *(cut for cut, w in zip(loop.cuts, wanted, strict=True) if w)]
@@ -44,9 +39,21 @@ def _loop_backward(ctx: RuleContext) -> Outcome:
     return _joined(ctx, placed[first:], along[first:])
 
 
-def _check(ctx: RuleContext, placements: Sequence[Placement], cuts: Sequence[int]) -> None:
+def _given(ctx: RuleContext, argument: str, cuts: Sequence[int]) -> list[Placement]:
+    """The placements of a list of operands that are cut along these dimensions."""
+    placements = [ctx.placement(v) for v in ctx.node.arg(argument)]
     if ctx.what_if and not all(map(whole, placements)):
         ctx.fail("the body of a loop is written for the shapes of one rank", "tile behind token-partition")
+    _refuse_blocks(ctx, placements, cuts)
+    return placements
+
+
+def _joined(ctx: RuleContext, placements: Sequence[Placement], joins: Sequence[int]) -> Outcome:
+    _refuse_blocks(ctx, placements, joins)
+    return tuple(placements)
+
+
+def _refuse_blocks(ctx: RuleContext, placements: Sequence[Placement], cuts: Sequence[int]) -> None:
     for placement, cut in zip(placements, cuts, strict=True):
         if isinstance(placement, Shard) and placement.dim == cut != UNCUT and placement.outer != 1:
             ctx.fail("a chunk would take whole blocks in place of a part of each", _BLOCKED)
@@ -68,8 +75,3 @@ def _placed(ctx: RuleContext, body: Program, placements: Sequence[Placement]) ->
     infer_layouts(program, inputs=False)
     leaves = output_leaves(program.graph)
     return [leaf.tensor_type.layout[ctx.axis] if isinstance(leaf, Value) else WHOLE for leaf in leaves]
-
-
-def _joined(ctx: RuleContext, placements: Sequence[Placement], joins: Sequence[int]) -> Outcome:
-    _check(ctx, placements, joins)
-    return tuple(placements)
