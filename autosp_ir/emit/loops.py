@@ -21,7 +21,7 @@ from autosp_ir.emit.version import version_of_operators
 from autosp_ir.errors import UnsupportedError
 from autosp_ir.ir.graph import Value
 from autosp_ir.ir.infer import fake_of
-from autosp_ir.ir.program import InputKind, OutputKind, OutputSpec, Program, Signature
+from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program, Signature
 from autosp_ir.ir.types import TensorType
 from autosp_ir.ir.verify import output_leaves
 
@@ -80,7 +80,7 @@ def _differentiated(body: str, wanted: tuple[bool, ...], results: bool) -> Progr
     outputs = list(zip(program.signature.outputs, output_leaves(program.graph), strict=True))
     found = {s.target: (s, v) for s, v in outputs if s.kind is OutputKind.GRADIENT}
     kept = [(s, v) for s, v in outputs if s.kind is not OutputKind.GRADIENT and results]
-    for spec, w in zip(program_inputs(body), wanted, strict=True):
+    for spec, w in zip(_inputs(body), wanted, strict=True):
         if w:
             nothing = OutputSpec(f"grad of {spec.target}", OutputKind.GRADIENT, spec.target), None
             kept.append(found.get(spec.target, nothing))
@@ -99,7 +99,7 @@ def gradient(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results
         results: Whether the body's results come first.
     """
     program = _differentiated(body, wanted, results).clone()
-    operands = {s.name: i for i, s in enumerate(program_inputs(body))}
+    operands = {s.name: i for i, s in enumerate(_inputs(body))}
     tangents = {name: i for i, name in enumerate(_tangents(body))}
     leaves: list[Any] = output_leaves(program.graph)
     asked = [cut for cut, w in zip(cuts, wanted, strict=True) if w]
@@ -118,7 +118,7 @@ def gradient(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results
     return Gradient(program, reads, tuple(parts))
 
 
-def program_inputs(body: str) -> list[Any]:
+def _inputs(body: str) -> list[InputSpec]:
     """The specs of a body's inputs."""
     return Loop(body, 1, (), ()).program.signature.inputs
 
