@@ -79,7 +79,9 @@ def pretend_ranks(ranks: int) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
 
 
-def compile_once(sizes: Sizes, seq: int, ranks: int, backend: str, device: str = "cpu") -> dict[str, Any]:
+def compile_once(
+    sizes: Sizes, seq: int, ranks: int, backend: str, device: str = "cpu", pipeline: str | None = None
+) -> dict[str, Any]:
     """Capture, rewrite and emit one model.
 
     Args:
@@ -88,6 +90,7 @@ def compile_once(sizes: Sizes, seq: int, ranks: int, backend: str, device: str =
         ranks: Size of the `sp` axis.
         backend: `aot_eager` or `inductor`.
         device: Device of the weights; Inductor compiles for it.
+        pipeline: Passes to run; None for the default ones.
 
     Returns:
         Seconds by part, verification by pass, and the number of nodes of both programs.
@@ -99,7 +102,8 @@ def compile_once(sizes: Sizes, seq: int, ranks: int, backend: str, device: str =
     captured = _timed(seconds, "capture", lambda: air.capture(model, batch))
     verify = TimedVerify()
     chosen: Any = backend
-    manager = air.PassManager(default_pipeline(backend=chosen), verify=False, instruments=[verify])
+    passes = pipeline or default_pipeline(backend=chosen)
+    manager = air.PassManager(passes, verify=False, instruments=[verify])
     began = time.perf_counter()
     result = manager.run(captured, mesh={"sp": ranks})
     whole = time.perf_counter() - began
@@ -135,6 +139,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--backend", choices=["aot_eager", "inductor"], default="aot_eager")
     parser.add_argument("--device", default="cpu", help="cuda compiles for a GPU and needs one")
+    parser.add_argument("--pipeline", default=None)
     add_size_arguments(parser)
     given = parser.parse_args()
     sizes = sizes_of(given)
@@ -145,8 +150,9 @@ def main() -> None:
         "ranks": given.ranks,
         "backend": given.backend,
         "device": given.device,
+        "pipeline": given.pipeline,
     }
-    row |= compile_once(sizes, given.seq, given.ranks, given.backend, given.device)
+    row |= compile_once(sizes, given.seq, given.ranks, given.backend, given.device, given.pipeline)
     dist.destroy_process_group()
     row |= {"imports_mib": before, "peak_mib": peak_mib(), "torch": torch.__version__}
     print(MARK + json.dumps(row), flush=True)

@@ -40,7 +40,7 @@ def measure(layers: int, sizes: Sizes, given: argparse.Namespace) -> Row:
         The figures, or a row with an error.
     """
     words = ["--seq", str(given.seq), "--ranks", str(given.ranks), "--backend", given.backend]
-    words += ["--device", given.device]
+    words += ["--device", given.device, *(["--pipeline", given.pipeline] if given.pipeline else [])]
     words += Sizes(**(asdict(sizes) | {"layers": layers})).arguments()
     command = [sys.executable, "-m", "benchmarks.compile_parts", *words]
     with Path(os.devnull).open("w") as log, tempfile.TemporaryDirectory() as cache:
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=8, help="size of the sp axis (default: %(default)s)")
     parser.add_argument("--backend", choices=["aot_eager", "inductor"], default="aot_eager")
     parser.add_argument("--device", default="cpu", help="cuda compiles for a GPU and needs one")
+    parser.add_argument("--pipeline", default=None, help="passes to run (default: those of the backend)")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one number of layers")
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     for name in SETTABLE:
