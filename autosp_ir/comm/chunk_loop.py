@@ -130,16 +130,15 @@ for _schema in SCHEMAS:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
 
 
-def _loop(body: str, chunks: int, cuts: Sequence[int], joins: Sequence[int], backend: str) -> Loop:
-    return Loop(body, chunks, tuple(cuts), tuple(joins), backend)
-
-
-def _checked(loop: Loop, operands: Sequence[Tensor]) -> None:
-    """Refuse operands that the body was not written for.
+def _checked(
+    operands: Sequence[Tensor], body: str, chunks: int, cuts: Sequence[int], joins: Sequence[int], backend: str
+) -> Loop:
+    """The loop over operands that its body was written for.
 
     Raises:
         LayoutError: An operand has another shape or dtype, or the loop names another number of operands or results.
     """
+    loop = Loop(body, chunks, tuple(cuts), tuple(joins), backend)
     inputs = [node.result.tensor_type for node in loop.program.graph.inputs]
     if not len(inputs) == len(operands) == len(loop.cuts) or len(loop.joins) != len(loop.results) or loop.chunks < 1:
         raise LayoutError(
@@ -157,22 +156,15 @@ def _checked(loop: Loop, operands: Sequence[Tensor]) -> None:
                 f"its body wants {kind.dtype}{shape}",
                 hint="tile the region again for operands of this shape",
             )
+    return loop
 
 
-def _forward(
-    operands: list[Tensor], body: str, chunks: int, cuts: list[int], joins: list[int], backend: str
-) -> list[Tensor]:
-    loop = _loop(body, chunks, cuts, joins, backend)
-    _checked(loop, operands)
-    return runner().forward(loop, operands)
+def _forward(operands: list[Tensor], *loop: Any) -> list[Tensor]:
+    return runner().forward(_checked(operands, *loop), operands)
 
 
-def _forward_fake(
-    operands: list[Tensor], body: str, chunks: int, cuts: list[int], joins: list[int], backend: str
-) -> list[Tensor]:
-    loop = _loop(body, chunks, cuts, joins, backend)
-    _checked(loop, operands)
-    return _fake_results(loop, operands)
+def _forward_fake(operands: list[Tensor], *loop: Any) -> list[Tensor]:
+    return _fake_results(_checked(operands, *loop), operands)
 
 
 def _fake_results(loop: Loop, operands: list[Tensor]) -> list[Tensor]:
@@ -185,38 +177,17 @@ def _fake_results(loop: Loop, operands: list[Tensor]) -> list[Tensor]:
     return made
 
 
-def _backward(
-    tangents: list[Tensor],
-    operands: list[Tensor],
-    wanted: list[bool],
-    body: str,
-    chunks: int,
-    cuts: list[int],
-    joins: list[int],
-    backend: str,
-    results: bool,
-) -> list[Tensor]:
-    loop = _loop(body, chunks, cuts, joins, backend)
-    _checked(loop, operands)
-    return runner().backward(loop, tangents, operands, wanted, results)
+def _backward(tangents: list[Tensor], operands: list[Tensor], wanted: list[bool], *rest: Any) -> list[Tensor]:
+    *loop, results = rest
+    return runner().backward(_checked(operands, *loop), tangents, operands, wanted, results)
 
 
-def _backward_fake(
-    tangents: list[Tensor],
-    operands: list[Tensor],
-    wanted: list[bool],
-    body: str,
-    chunks: int,
-    cuts: list[int],
-    joins: list[int],
-    backend: str,
-    results: bool,
-) -> list[Tensor]:
-    loop = _loop(body, chunks, cuts, joins, backend)
-    _checked(loop, operands)
+def _backward_fake(tangents: list[Tensor], operands: list[Tensor], wanted: list[bool], *rest: Any) -> list[Tensor]:
+    *given, results = rest
+    loop = _checked(operands, *given)
+    made = _fake_results(loop, operands) if results else []
     asked = (x for x, w in zip(operands, wanted, strict=True) if w)
-    gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in asked]
-    return [*(_fake_results(loop, operands) if results else ()), *gradients]
+    return [*made, *(torch.empty_like(x, memory_format=torch.contiguous_format) for x in asked)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

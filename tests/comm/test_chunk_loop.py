@@ -107,8 +107,15 @@ def test_operands_that_the_body_was_not_written_for_are_refused(
     shapes: tuple[tuple[int, ...], ...], change: dict[str, Any], reason: str
 ) -> None:
     loop = {"body": BODY, "chunks": 3, "cuts": CUTS, "joins": JOINS, "backend": "eager"} | change
-    with pytest.raises(air.LayoutError, match=reason):
-        torch.ops.autosp.chunk_loop([torch.zeros(s, dtype=torch.float64) for s in shapes], **loop)
+    operands = [torch.zeros(s, dtype=torch.float64) for s in shapes]
+    tangents = [torch.zeros(2, 12, 5, dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    gradient = {"tangents": tangents, "wanted": [True] * len(operands), "results": False}
+    for device in ("cpu", "meta"):
+        given = [x.to(device) for x in operands]
+        with pytest.raises(air.LayoutError, match=reason):
+            torch.ops.autosp.chunk_loop(given, **loop)
+        with pytest.raises(air.LayoutError, match=reason):
+            torch.ops.autosp.chunk_loop_backward(operands=given, **gradient, **loop)
 
 
 def test_a_loop_is_known_by_what_it_does() -> None:
