@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from autosp_ir.errors import RuntimeMismatchError
-from autosp_ir.ir.graph import map_values
-from autosp_ir.ir.ops import Trait
-from autosp_ir.ir.program import Program
-from autosp_ir.ir.types import TensorType, Type
 
 _PRIME = 1_000_003
 _CHUNK = 1 << 22
@@ -41,28 +35,6 @@ def describe(tensors: Mapping[str, Tensor], content: bool, prefix: str = "") -> 
         prefix + name: (f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}", found)
         for (name, tensor), found in zip(tensors.items(), prints, strict=True)
     }
-
-
-def collectives_of(program: Program) -> str:
-    """A digest of the collectives of a program, in order: ranks that differ in it would mix up each other's messages.
-
-    Args:
-        program: As emitted; what it computes between its collectives does not count.
-    """
-    told = hashlib.sha256()
-    for node in program.graph.nodes:
-        if node.op.has(Trait.COLLECTIVE) or "c10d" in node.op.name:
-            arguments = map_values((node.args, dict(node.kwargs)), lambda value: _on_any_rank(value.type))
-            results = [_on_any_rank(value.type) for value in node.results]
-            told.update(f"{node.phase} {node.op.name} {arguments} {results}\n".encode())
-    return told.hexdigest()[:12]
-
-
-def _on_any_rank(kind: Type) -> str:
-    """A type without the index of the device, which is another on every rank of a host."""
-    if not isinstance(kind, TensorType):
-        return str(kind)
-    return str(replace(kind, device=torch.device(kind.device.type)))
 
 
 def refusal(error: BaseException) -> Told:
@@ -175,7 +147,6 @@ __all__ = [
     "PROGRAM",
     "Told",
     "check_agreement",
-    "collectives_of",
     "describe",
     "encoded",
     "fingerprint",

@@ -15,7 +15,8 @@ from autosp_ir.capture.autocast import Autocast
 from autosp_ir.capture.facts import facts_of
 from autosp_ir.capture.info import CaptureInfo
 from autosp_ir.comm.random_masks import generator_state
-from autosp_ir.emit.agreement import GENERATOR, PARAMETER, PROGRAM, collectives_of, describe
+from autosp_ir.emit.agreement import GENERATOR, PARAMETER, PROGRAM, describe
+from autosp_ir.emit.collectives import collectives_of
 from autosp_ir.emit.draws import dropout_probabilities, shared_generators
 from autosp_ir.emit.lookup import Lookup, submodules, tensors_of
 from autosp_ir.emit.step import EmittedStep

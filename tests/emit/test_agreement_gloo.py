@@ -23,7 +23,7 @@ def test_batches_that_differ_after_the_first_step() -> None:
 def test_programs_that_differ() -> None:
     """The batch is the same and so is every check of it: their collectives would pass for each other's."""
     for found in run_ranks(agreeing.programs_that_differ, 2):
-        for name in ("order", "order again", "pipeline"):
+        for name in ("order", "order again", "pipeline", "schedule"):
             kind, text = found[name]
             assert kind == "RuntimeMismatchError", found
             assert "the program on rank(s) [1]" in text, text
