@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -89,6 +89,8 @@ class Session:
     def mode(self, mode: str, turn: int, log: TextIO) -> None:
         """Run one mode at every length."""
         ranks = ranks_of(mode, self.given.gpus)
+        alone = bool(self.sizes.stand_in) and ranks > 1
+        sizes = replace(self.sizes, stand_in=self.sizes.stand_in if alone else 0)
         arguments = ["benchmarks.gpu.worker", "--mode", mode, "--seq", *map(str, self.given.seq)]
         pipeline = self.pipelines.get(mode, self.given.pipeline)
         if is_ours(mode) and pipeline:
@@ -99,10 +101,10 @@ class Session:
         if self.limit() < 10:
             rows: list[Row] = [{"mode": mode, "seq": s, "error": "not run: no time left"} for s in self.given.seq]
         else:
-            outcome, limit = self.run([*arguments, *self.sizes.arguments()], ranks, log, note)
+            outcome, limit = self.run([*arguments, *sizes.arguments()], 1 if alone else ranks, log, note)
             rows = complete(outcome, mode, self.given.seq, limit)
         for row in rows:
-            self.document["rows"].append({"world": ranks, **row, "round": turn})
+            self.document["rows"].append({"world": sizes.stand_in or ranks, **row, "round": turn})
             if row.get("error"):
                 print(f"    {row['seq']:>9,}  {row['error'][:200]}", flush=True)
         self.save()

@@ -21,6 +21,7 @@ class Sizes:
         cap_gib: Allocator cap per GPU; 0 for none.
         steps: Timed steps.
         warmup: Steps before timing.
+        stand_in: Ranks that one process stands in for, in modes of several; 0 to start as many.
     """
 
     layers: int = 4
@@ -33,6 +34,7 @@ class Sizes:
     cap_gib: float = 80.0
     steps: int = 10
     warmup: int = 3
+    stand_in: int = 0
 
     def arguments(self) -> list[str]:
         """Command line that `sizes_of` reads back."""

@@ -31,7 +31,7 @@ def main() -> None:
     choice = Choice(mode, given.backend or ("aot_eager" if mode == "ours-aot-eager" else "inductor"), given.pipeline)
     if not is_ours(mode) and mode not in MAKERS:
         parser.error(f"no mode is called {mode}")
-    rows = [Measured(mode, seq, int(os.environ["WORLD_SIZE"])) for seq in given.seq]
+    rows = [Measured(mode, seq, sizes.stand_in or int(os.environ["WORLD_SIZE"])) for seq in given.seq]
     row = rows[0]
     try:
         # DeepSpeed starts the process group of its engine itself.

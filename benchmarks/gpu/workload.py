@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.stand_in import start_alone
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,26 @@ Mode = tuple[nn.Module, Callable[[int], Case]]
 def start(sizes: Sizes, *, process_group: bool = True) -> torch.device:
     """Take this rank's device and start its process group; the CPU stands in where there is no GPU."""
     torch.set_float32_matmul_precision("high")
+    device = _take_device(sizes)
+    if not process_group:
+        return device
+    if sizes.stand_in:
+        start_alone(sizes.stand_in)
+    elif device.type == "cpu":
+        dist.init_process_group("gloo")
+    else:
+        dist.init_process_group("nccl", device_id=device)
+    return device
+
+
+def _take_device(sizes: Sizes) -> torch.device:
     if not torch.cuda.is_available():
-        if process_group:
-            dist.init_process_group("gloo")
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if sizes.cap_gib:
         total = torch.cuda.get_device_properties(0).total_memory / 2**30
         torch.cuda.set_per_process_memory_fraction(min(1.0, sizes.cap_gib / total))
-    device = torch.device("cuda", torch.cuda.current_device())
-    if process_group:
-        dist.init_process_group("nccl", device_id=device)
-    return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def build(sizes: Sizes, device: torch.device, attention: str | None) -> nn.Module:

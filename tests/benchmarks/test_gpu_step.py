@@ -86,6 +86,26 @@ def test_a_child_is_ended_at_its_limit_with_all_it_started() -> None:
     assert complete(outcome, "ring", [1], 4.0)[0]["error"] == "ended at its limit of 4 s"
 
 
+def test_one_rank_stands_in_for_two() -> None:
+    """Two ranks that are equal: ours and Ulysses by hand compute one loss and one gradient on what this one has."""
+    small = Sizes(
+        layers=1, hidden=32, inter=64, heads=4, kv=2, vocab=64, dtype="float32", steps=1, warmup=0, stand_in=2
+    )
+    rows = []
+    for mode in ("ours-aot-eager", "ulysses-eager"):
+        worker = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "benchmarks.gpu.worker"]
+        command = [sys.executable, *worker, "--mode", mode, "--seq", "16", *small.arguments()]
+        log = io.StringIO()
+        outcome = run_child(command, 120, log, lambda _: None)
+        assert outcome.code == 0, log.getvalue()
+        rows += outcome.rows
+    ours, by_hand = rows
+    assert ours["world"] == by_hand["world"] == 2
+    assert ours["grad_norm"] > 0.1
+    for figure in ("loss", "grad_norm"):
+        assert ours[figure] == pytest.approx(by_hand[figure], rel=1e-5)
+
+
 def test_no_descendants_of_a_process_that_is_gone() -> None:
     assert descendants(2**30) == {}
 
