@@ -24,6 +24,8 @@ from autosp_ir.ir.infer import fake_of
 from autosp_ir.ir.program import InputKind, InputSpec, OutputKind, OutputSpec, Program, Signature
 from autosp_ir.ir.types import TensorType
 from autosp_ir.ir.verify import output_leaves
+from autosp_ir.rewrite.float32_sums import round_once
+from autosp_ir.rewrite.rewriter import Rewriter
 
 T = TypeVar("T")
 _HALF = (torch.bfloat16, torch.float16)
@@ -106,8 +108,14 @@ def gradient(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results
     first = len(leaves) - len(asked)
     returned: list[Any] = leaves[:first]
     parts: list[tuple[int, ...]] = [(i,) for i in range(first)]
+    rewriter = Rewriter(program)
     for cut, leaf in zip(asked, leaves[first:], strict=True):
-        factors = _factors(program, leaf) if cut == WHOLE and isinstance(leaf, Value) else [leaf]
+        if not isinstance(leaf, Value):
+            factors = [leaf]
+        elif cut == WHOLE:
+            factors = _factors(program, leaf)
+        else:
+            factors = [round_once(leaf, rewriter)]
         parts.append(tuple(range(len(returned), len(returned) + len(factors))))
         returned += factors
     _return(program, [(OutputSpec(f"part {i}", OutputKind.GRADIENT, ""), v) for i, v in enumerate(returned)])

@@ -11,8 +11,8 @@ from autosp_ir.ir.graph import Phase, Value
 from autosp_ir.ir.program import OutputKind, Program
 from autosp_ir.ir.verify import output_leaves
 from autosp_ir.pipeline.base import Pass, PassContext
+from autosp_ir.rewrite.float32_sums import accumulate_in_float32
 from autosp_ir.rewrite.rewriter import Rewriter
-from autosp_passes._accumulate import accumulate_in_float32
 
 
 class Differentiate(Pass):

@@ -12,6 +12,7 @@ from autosp_ir.rewrite.rewriter import Rewriter
 
 _HALF = (torch.bfloat16, torch.float16)
 _LEAST_TERMS = 3
+_VIEWS = ("aten.view", "aten._unsafe_view", "aten.reshape")
 
 
 def accumulate_in_float32(program: Program, rewriter: Rewriter) -> int:
@@ -20,6 +21,9 @@ def accumulate_in_float32(program: Program, rewriter: Rewriter) -> int:
     A weight that is used by every chunk of tokens gets one gradient a chunk, which autograd adds up in the weight's
     own dtype: in bfloat16 a sum of 128 terms keeps two digits. Terms that are matrix products are not rounded either
     and are added up by the products themselves; other terms are rounded as before.
+
+    So are the terms of one chunk of a gradient, such as those of an MLP's two projections: a compiler that fuses
+    never rounds the sum for all tokens, but a chunk of it is put in its place in memory.
 
     Args:
         program: A joint program.
@@ -32,11 +36,30 @@ def accumulate_in_float32(program: Program, rewriter: Rewriter) -> int:
     for node in list(program.graph.nodes):
         if not _is_sum(node) or any(_is_sum(u) and u.operands[0] is node.result for u in node.users):
             continue
-        chain = _chain(node)
-        if len(chain) + 1 >= _LEAST_TERMS:
-            _accumulate(chain, rewriter)
+        chain, terms = _sum_at(node)
+        stored = bool(node.users) and all(u.is_op("autosp.unchunk") for u in node.users)
+        products = _products(terms) if stored else None
+        if products or len(terms) >= _LEAST_TERMS:
+            _accumulate(chain, products or terms, rewriter)
             count += 1
     return count
+
+
+def round_once(value: Value, rewriter: Rewriter) -> Value:
+    """A half-precision gradient that is put in memory as it is, rounded once where it is a sum of products.
+
+    Args:
+        value: Of the program that `rewriter` owns.
+        rewriter: Owner of the mutations.
+
+    Returns:
+        What `value` becomes, or `value` itself where it is nothing of the kind.
+    """
+    if not _is_sum(value.producer):
+        return value
+    chain, terms = _sum_at(value.producer)
+    products = _products(terms)
+    return _accumulate(chain, products, rewriter) if products else value
 
 
 def _is_sum(node: Node) -> bool:
@@ -54,9 +77,28 @@ def _chain(last: Node) -> list[Node]:
     return chain
 
 
-def _accumulate(chain: list[Node], rewriter: Rewriter) -> None:
-    half = chain[-1].result.tensor_type.dtype
-    terms = [chain[0].operands[0], *(node.operands[1] for node in chain)]
+def _sum_at(last: Node) -> tuple[list[Node], list[Value]]:
+    """The additions that end in `last`, and what they add up."""
+    chain = _chain(last)
+    return chain, [chain[0].operands[0], *(n.operands[1] for n in chain)]
+
+
+def _products(terms: list[Value]) -> list[Value] | None:
+    """The terms as matrices, before they are given another shape, if all are products; None for others."""
+    flat = [t.producer.operands[0] if t.producer.is_op(*_VIEWS) and len(t.users) == 1 else t for t in terms]
+    one_shape = len({t.tensor_type.shape for t in flat}) == 1
+    return flat if one_shape and all(product_of(t) for t in flat) else None
+
+
+def _accumulate(chain: list[Node], terms: list[Value], rewriter: Rewriter) -> Value:
+    """Replace the last of `chain`; returns by what.
+
+    Args:
+        chain: The additions.
+        terms: What they add up, which may have another shape than the sum.
+        rewriter: Owner of the mutations.
+    """
+    wanted = chain[-1].result.tensor_type
     with rewriter.rewrite("accumulate in float32"):
         total: Value | None = None
         place = chain[0]
@@ -66,12 +108,14 @@ def _accumulate(chain: list[Node], rewriter: Rewriter) -> None:
             place = _later(product.node, place if total is not None else product.node) if product else node
             with rewriter.before(place):
                 total = _add_product(total, product, rewriter) if product else _add(total, term, rewriter)
-        if total is None:
-            return
+        assert total is not None  # a sum has terms
         with rewriter.before(chain[-1]):
-            rounded = rewriter.create("aten._to_copy", (total,), {"dtype": half})
+            rounded = rewriter.create("aten._to_copy", (total,), {"dtype": wanted.dtype})
+            if rounded.tensor_type.shape != wanted.shape:
+                rounded = rewriter.create("aten.view", (rounded, list(wanted.shape)))
         rewriter.replace(chain[-1], rounded)
         rewriter.dead_code()
+    return rounded
 
 
 def _later(one: Node, other: Node) -> Node:
@@ -94,4 +138,4 @@ def _add(total: Value | None, term: Value, rewriter: Rewriter) -> Value:
     return rewriter.create("aten.add.Tensor", (total, term))
 
 
-__all__ = ["accumulate_in_float32"]
+__all__ = ["accumulate_in_float32", "round_once"]
