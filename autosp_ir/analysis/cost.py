@@ -191,19 +191,20 @@ def cost_of(node: Node, symbols: Mapping[str, int] | None = None, mesh: Mapping[
     return Cost(_FLOPS[node.op.name](node, sizes), moved, dtype=dtype, attention=attention)
 
 
-def workspace(node: Node, on: Device | None, symbols: Mapping[str, int] | None = None) -> int:
+def workspace(node: Node, on: Device | None, symbols: Mapping[str, int] | None = None, *, fused: bool = False) -> int:
     """Bytes that a node needs on a device beside operands and results, while it runs.
 
     Args:
         node: Any node.
         on: The device; None has none.
         symbols: Numbers for symbolic extents, by symbol name.
+        fused: Whether a compiler fuses the program.
 
     Raises:
         UnsupportedError: An extent is symbolic and has no number.
     """
     if node.op.workspace is not None:
-        return node.op.workspace(node)
+        return node.op.workspace(node, fused)
     # That of a learned bias runs block by block.
     if on is None or not on.attention_workspace or not node.is_op("autosp.attention_backward"):
         return 0

@@ -160,9 +160,13 @@ def fused_liveness(fusion: Fusion, *, count_inputs: bool = False, device: Device
         allocated[node] = fresh
         dead = [s for s in dying.get(node, ()) if s.owned and not s.on_host]
         live += sum(s.bytes for s in fresh)
-        curve.append(live - _reused(node, fresh, dead) + workspace(node, device, fusion.symbols))
+        curve.append(live - _reused(node, fresh, dead) + workspace(node, device, fusion.symbols, fused=True))
         live -= sum(s.bytes for s in dead)
     peak = max(range(len(curve)), key=curve.__getitem__, default=None)
+    at_peak: dict[str, int] = {}
+    if peak is not None:
+        work = workspace(nodes[peak], device, fusion.symbols, fused=True)
+        at_peak = peak_in_parts(nodes, allocated, last, fusion.saved, curve, given, work)
     return LivenessReport(
         peak_bytes=curve[peak] if peak is not None else 0,
         peak_node=nodes[peak].name if peak is not None else "",
@@ -177,9 +181,7 @@ def fused_liveness(fusion: Fusion, *, count_inputs: bool = False, device: Device
             for phase in dict.fromkeys(n.phase for n in nodes)
         },
         host_bytes=sum(host),
-        at_peak=peak_in_parts(
-            nodes, allocated, last, fusion.saved, curve, given, workspace(nodes[peak], device, fusion.symbols)
-        ) if peak is not None else {},
+        at_peak=at_peak,
     )  # fmt: skip
 
 

@@ -7,22 +7,23 @@ from functools import lru_cache
 import torch
 
 from autosp_ir.analysis.cost import cost_of
+from autosp_ir.analysis.fused import Fusion, fused_liveness
 from autosp_ir.analysis.liveness import liveness
 from autosp_ir.comm.chunk_loop import NAMES, WHOLE, Loop, runner
-from autosp_ir.ir.graph import Node
+from autosp_ir.ir.graph import Node, Phase
 from autosp_ir.ir.ops import op_by_name
 from autosp_ir.ir.program import Program
 
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def _of_body(node: Node, in_parts: bool = False) -> Program:
+def _of_body(node: Node, in_parts: bool = False, decompose: bool = False) -> Program:
     """What runs once for each chunk."""
     loop = Loop.of(node)
     if node.is_op("autosp.chunk_loop"):
         return loop.program
     wanted = tuple(bool(w) for w in node.arg("wanted"))
-    return runner().gradient(loop, wanted, bool(node.arg("results")), in_parts=in_parts)
+    return runner().gradient(loop, wanted, bool(node.arg("results")), in_parts=in_parts, decompose=decompose)
 
 
 @lru_cache(maxsize=256)
@@ -32,8 +33,14 @@ def _cost_of_body(program: Program) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=256)
-def _peak_of_body(program: Program) -> int:
-    return liveness(program).peak_bytes
+def _peak_of_body(program: Program, fused: bool) -> int:
+    if not fused:
+        return liveness(program).peak_bytes
+    whole = program.clone()
+    for node in whole.graph.nodes:
+        # Unlike those of a step, the halves of a body are one graph to the compiler, and fuse with each other.
+        node.phase = Phase.FORWARD
+    return fused_liveness(Fusion(whole)).peak_bytes
 
 
 def loop_cost(node: Node) -> dict[str, float]:
@@ -43,9 +50,14 @@ def loop_cost(node: Node) -> dict[str, float]:
     return {"flops": flops * chunks, "bytes": moved * chunks}
 
 
-def loop_workspace(node: Node) -> int:
-    """Bytes beside operands and results: one chunk's, and sums in float32 of what is given in half precision."""
-    peak, loop = _peak_of_body(_of_body(node, in_parts=True)), Loop.of(node)
+def loop_workspace(node: Node, fused: bool) -> int:
+    """Bytes beside operands and results: one chunk's, and sums in float32 of what is given in half precision.
+
+    Args:
+        node: A loop.
+        fused: Whether a compiler fuses what one chunk runs.
+    """
+    peak, loop = _peak_of_body(_of_body(node, in_parts=True, decompose=fused), fused), Loop.of(node)
     if node.is_op("autosp.chunk_loop"):
         return peak
     asked = zip(node.arg("operands"), loop.cuts, node.arg("wanted"), strict=True)

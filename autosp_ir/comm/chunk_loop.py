@@ -95,8 +95,18 @@ class Runner(Protocol):
             A program that is shared and not to be changed.
         """
 
-    def gradient(self, loop: Loop, wanted: tuple[bool, ...], results: bool, *, in_parts: bool = False) -> Program:
-        """As `joint`, with or without the results; in parts, it ends in the factors of products to be added up."""
+    def gradient(
+        self, loop: Loop, wanted: tuple[bool, ...], results: bool, *, in_parts: bool = False, decompose: bool = False
+    ) -> Program:
+        """As `joint`, with or without the results.
+
+        Args:
+            loop: The loop.
+            wanted: Per input of the body, whether its gradient is.
+            results: Whether the body's results come first.
+            in_parts: End in the factors of products to be added up, as it runs.
+            decompose: Show the small operations that a compiler fuses.
+        """
 
 
 _runners: list[Runner] = []

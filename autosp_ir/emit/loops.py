@@ -56,7 +56,7 @@ def _elsewhere(work: Callable[[], T]) -> T:
 
 
 @lru_cache(maxsize=256)
-def _joint(body: str) -> Program:
+def _joint(body: str, decompose: bool = False) -> Program:
     """From the body's inputs and tangents to its results, then the gradients of its floating inputs."""
     forward = Loop(body, 1, (), ()).program.clone()
     specs = [
@@ -65,7 +65,7 @@ def _joint(body: str) -> Program:
     ]
     forward.signature = Signature(specs, forward.signature.outputs)
     try:
-        return _elsewhere(lambda: joint_program(forward, executable(forward)))
+        return _elsewhere(lambda: joint_program(forward, executable(forward), decompose=decompose))
     except SharedOutputsError as shared:
         raise UnsupportedError(
             f"results {shared.positions} of a loop's body share storage", hint="copy them inside of the body"
@@ -73,12 +73,12 @@ def _joint(body: str) -> Program:
 
 
 @lru_cache(maxsize=256)
-def _differentiated(body: str, wanted: tuple[bool, ...], results: bool) -> Program:
+def _differentiated(body: str, wanted: tuple[bool, ...], results: bool, decompose: bool = False) -> Program:
     """From the body's inputs and tangents to the gradients of its wanted inputs, with or without the results first.
 
     What no result depends on has the gradient None.
     """
-    program = _joint(body).clone()
+    program = _joint(body, decompose).clone()
     outputs = list(zip(program.signature.outputs, output_leaves(program.graph), strict=True))
     found = {s.target: (s, v) for s, v in outputs if s.kind is OutputKind.GRADIENT}
     kept = [(s, v) for s, v in outputs if s.kind is not OutputKind.GRADIENT and results]
@@ -91,7 +91,9 @@ def _differentiated(body: str, wanted: tuple[bool, ...], results: bool) -> Progr
 
 
 @lru_cache(maxsize=256)
-def gradient(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results: bool = False) -> Gradient:
+def gradient(
+    body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results: bool = False, decompose: bool = False
+) -> Gradient:
     """The gradient of a body in parts; shared, not to be changed.
 
     Args:
@@ -99,8 +101,9 @@ def gradient(body: str, wanted: tuple[bool, ...], cuts: tuple[int, ...], results
         wanted: Per input, whether its gradient is.
         cuts: As in `Loop`.
         results: Whether the body's results come first.
+        decompose: Traced with Inductor's decompositions.
     """
-    program = _differentiated(body, wanted, results).clone()
+    program = _differentiated(body, wanted, results, decompose).clone()
     operands = {s.name: i for i, s in enumerate(_inputs(body))}
     tangents = {name: i for i, name in enumerate(_tangents(body))}
     leaves: list[Any] = output_leaves(program.graph)
@@ -256,11 +259,13 @@ class ChunkRunner:
         """See `Runner`."""
         return _differentiated(loop.body, wanted, True)
 
-    def gradient(self, loop: Loop, wanted: tuple[bool, ...], results: bool, *, in_parts: bool = False) -> Program:
+    def gradient(
+        self, loop: Loop, wanted: tuple[bool, ...], results: bool, *, in_parts: bool = False, decompose: bool = False
+    ) -> Program:
         """See `Runner`."""
         if in_parts:
-            return gradient(loop.body, wanted, loop.cuts, results).program
-        return _differentiated(loop.body, wanted, results)
+            return gradient(loop.body, wanted, loop.cuts, results, decompose).program
+        return _differentiated(loop.body, wanted, results, decompose)
 
 
 def _of_chunk(values: Sequence[Tensor], loop: Loop, index: int) -> list[Tensor]:

@@ -53,7 +53,8 @@ class OpDef:
             POINTWISE. `air.layout_rule` sets it.
         evaluate: Computes the node from concrete operands; None calls `target`.
         cost: Floating-point operations and bytes; None means unknown.
-        workspace: Bytes that a node needs on any device beside its operands and results; None means none.
+        workspace: Bytes that a node needs on any device beside its operands and results, given the node and whether a
+            compiler fuses the program; None means none.
     """
 
     name: str
@@ -64,7 +65,7 @@ class OpDef:
     layout_rule: Callable[..., Any] | None = None
     evaluate: Callable[..., Any] | None = None
     cost: Callable[[Node], Mapping[str, float]] | None = None
-    workspace: Callable[[Node], int] | None = None
+    workspace: Callable[[Node, bool], int] | None = None
 
     def has(self, trait: Trait) -> bool:
         """Whether the operation has `trait`."""

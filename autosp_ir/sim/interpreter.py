@@ -85,7 +85,7 @@ class RankInterpreter:
             result = next(supplied) if node.op.kind == "placeholder" else (yield from self._node(node, values, prefix))
             values[node.result] = result
             if not on_host(node):
-                self._meter.hold(result, node.op.workspace(node) if node.op.workspace is not None else 0)
+                self._meter.hold(result, node.op.workspace(node, False) if node.op.workspace is not None else 0)
             if keep is not None:
                 keep(node.name, result.tensor if isinstance(result, InFlight) else result)
             for dead in last_use.get(node, ()):

@@ -12,6 +12,7 @@ import autosp_ir as air
 from autosp_ir._torch_compat import compile_with_inductor
 from autosp_ir.analysis.cost import cost_of
 from autosp_ir.analysis.liveness import liveness
+from autosp_ir.analysis.loops import loop_workspace
 from autosp_ir.emit import loops
 from autosp_ir.ir.graph import Phase
 from autosp_ir.ir.text import structurally_equal
@@ -129,6 +130,18 @@ def test_one_chunk_is_alive_at_a_time() -> None:
     weights, stream, logits = 4 * 2 * 256 * 16, 4 * 2048 * 16, 4 * 2048 * 256
     assert peaks[2] - peaks[16] > 0.4 * logits
     assert peaks[128] <= 4 * logits // 128 + 2 * weights + 6 * stream
+
+
+def test_its_memory_is_that_of_fused_chunks_where_a_compiler_fuses() -> None:
+    """The logits of a chunk are there once, in their own dtype: their gradient overwrites them."""
+    model, batch = build("llama-gqa", length=1024, dtype=torch.bfloat16, num_hidden_layers=1, vocab_size=2048)
+    cut = "canonicalize,tile{chunks=8 loop_from=2 regions=loss}"
+    rest = "differentiate{decompose=true},remat,early-loss-gradient"
+    joint = run(air.capture(model, batch), f"{cut},{rest}").program
+    (loop,) = joint.find("autosp.chunk_loop_backward")
+    logits = 2 * 128 * 2048
+    assert logits < loop_workspace(loop, fused=True) < 1.6 * logits
+    assert loop_workspace(loop, fused=False) > 6 * logits
 
 
 def test_it_costs_what_its_chunks_cost() -> None:
