@@ -106,19 +106,19 @@ def gradient(
     program = _differentiated(body, wanted, results, decompose).clone()
     operands = {s.name: i for i, s in enumerate(_inputs(body))}
     tangents = {name: i for i, name in enumerate(_tangents(body))}
-    leaves: list[Any] = output_leaves(program.graph)
     asked = [cut for cut, w in zip(cuts, wanted, strict=True) if w]
-    first = len(leaves) - len(asked)
+    first = len(output_leaves(program.graph)) - len(asked)
+    rewriter = Rewriter(program)
+    for place, cut in enumerate(asked, first):
+        # Read anew each time: one sum may be the gradient of several operands.
+        leaf = output_leaves(program.graph)[place]
+        if cut != WHOLE and isinstance(leaf, Value):
+            round_once(leaf, rewriter)
+    leaves: list[Any] = output_leaves(program.graph)
     returned: list[Any] = leaves[:first]
     parts: list[tuple[int, ...]] = [(i,) for i in range(first)]
-    rewriter = Rewriter(program)
     for cut, leaf in zip(asked, leaves[first:], strict=True):
-        if not isinstance(leaf, Value):
-            factors = [leaf]
-        elif cut == WHOLE:
-            factors = _factors(program, leaf)
-        else:
-            factors = [round_once(leaf, rewriter)]
+        factors = _factors(program, leaf) if cut == WHOLE and isinstance(leaf, Value) else [leaf]
         parts.append(tuple(range(len(returned), len(returned) + len(factors))))
         returned += factors
     _return(program, [(OutputSpec(f"part {i}", OutputKind.GRADIENT, ""), v) for i, v in enumerate(returned)])

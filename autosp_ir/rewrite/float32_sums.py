@@ -45,21 +45,18 @@ def accumulate_in_float32(program: Program, rewriter: Rewriter) -> int:
     return count
 
 
-def round_once(value: Value, rewriter: Rewriter) -> Value:
-    """A half-precision gradient that is put in memory as it is, rounded once where it is a sum of products.
+def round_once(value: Value, rewriter: Rewriter) -> None:
+    """Round a half-precision gradient that is put in memory as it is once, where it is a sum of products.
 
     Args:
-        value: Of the program that `rewriter` owns.
+        value: Of the program that `rewriter` owns; replaced wherever it is read.
         rewriter: Owner of the mutations.
-
-    Returns:
-        What `value` becomes, or `value` itself where it is nothing of the kind.
     """
     if not _is_sum(value.producer):
-        return value
+        return
     chain, terms = _sum_at(value.producer)
-    products = _products(terms)
-    return _accumulate(chain, products, rewriter) if products else value
+    if products := _products(terms):
+        _accumulate(chain, products, rewriter)
 
 
 def _is_sum(node: Node) -> bool:
@@ -90,8 +87,8 @@ def _products(terms: list[Value]) -> list[Value] | None:
     return flat if one_shape and all(product_of(t) for t in flat) else None
 
 
-def _accumulate(chain: list[Node], terms: list[Value], rewriter: Rewriter) -> Value:
-    """Replace the last of `chain`; returns by what.
+def _accumulate(chain: list[Node], terms: list[Value], rewriter: Rewriter) -> None:
+    """Replace the last of `chain`.
 
     Args:
         chain: The additions.
@@ -115,7 +112,6 @@ def _accumulate(chain: list[Node], terms: list[Value], rewriter: Rewriter) -> Va
                 rounded = rewriter.create("aten.view", (rounded, list(wanted.shape)))
         rewriter.replace(chain[-1], rounded)
         rewriter.dead_code()
-    return rounded
 
 
 def _later(one: Node, other: Node) -> Node:

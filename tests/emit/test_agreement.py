@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import autosp_ir as air
 from autosp_ir.emit.collectives import collectives_of
@@ -28,6 +29,8 @@ def program() -> Program:
 def _moved(program: Program, device: torch.device) -> Program:
     moved = program.clone()
     for node in moved.graph.nodes:
+        if "device" in node.kwargs:
+            node.set_args(node.args, {**node.kwargs, "device": device})
         for value in node.results:
             if isinstance(value.type, TensorType):
                 value.type = replace(value.type, device=device)
@@ -35,6 +38,7 @@ def _moved(program: Program, device: torch.device) -> Program:
 
 
 def test_the_ranks_of_a_host_hold_one_program_on_different_gpus(program: Program) -> None:
+    assert any("device" in n.kwargs for n in program.graph.nodes)
     first, second = (collectives_of(_moved(program, torch.device("cuda", index))) for index in (0, 1))
     assert first == second
 
@@ -61,8 +65,13 @@ def test_exchanges_of_one_type_in_another_order_differ(program: Program) -> None
     assert collectives_of(other) != collectives_of(program)
 
 
-def test_exchanges_of_one_name_and_type_but_of_another_operand_differ(program: Program) -> None:
-    """A pass that goes through a set can build them in another order on every rank, numbered alike."""
+@pytest.mark.parametrize("name", ["llama-mha", "gpt2"])
+def test_exchanges_of_one_name_and_type_but_of_another_operand_differ(name: str) -> None:
+    """A pass that goes through a set can build them in another order on every rank, numbered alike.
+
+    Where one weight makes queries, keys and values only the slices tell which is which.
+    """
+    program = _lowered(name)
     other = program.clone()
     first, second = swap_exchanges(other)
     names = first.name, second.name
@@ -73,14 +82,51 @@ def test_exchanges_of_one_name_and_type_but_of_another_operand_differ(program: P
     assert collectives_of(other) != collectives_of(program)
 
 
-def test_what_runs_between_collectives_does_not_count() -> None:
-    model, batch = build("llama-mha", length=32, num_hidden_layers=1)
-    captured = air.capture(model, batch)
+def test_parameters_in_another_order_differ() -> None:
+    """The exchanges change places with the parameters that they depend on, which are compared by name."""
     found = set()
-    for begin in ("", "tile{chunks=2},", "tile{chunks=4 loop_from=2},"):
-        pipeline = air.DEFAULT_PIPELINE.replace("differentiate", f"{begin}differentiate", 1)
-        found.add(collectives_of(air.PassManager(pipeline).run(captured.clone(), mesh={"sp": 2}).program))
+    for order in ("ab", "ba"):
+        torch.manual_seed(0)
+        model = Branches(order)
+        ids = torch.randint(64, (1, 16))
+        program = air.PassManager(air.DEFAULT_PIPELINE).run(air.capture(model, {"ids": ids}), mesh={"sp": 2}).program
+        found.add(collectives_of(program))
+    assert len(found) == 2
+
+
+class Branches(nn.Module):
+    """Two attentions beside each other, run in an order that is given.
+
+    Args:
+        order: Their names.
+    """
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(64, 32)
+        self.branches = nn.ModuleDict({name: nn.Linear(32, 96, bias=False) for name in order})
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """A scalar of `[1, tokens]`."""
+        x = self.embed(ids)
+        for branch in self.branches.values():
+            q, k, v = (y.unflatten(-1, (4, 8)).transpose(1, 2) for y in branch(x).chunk(3, -1))
+            found = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + found.transpose(1, 2).flatten(-2)
+        loss: Tensor = x.square().mean()
+        return loss
+
+
+def test_what_is_computed_between_collectives_does_not_count() -> None:
+    policies = ("save-all", "min-cut", "autosp-sac", "budget fraction=1.0")
+    found = {collectives_of(_lowered("llama-gqa", f"remat{{policy={policy}}}")) for policy in policies}
     assert len(found) == 1
+
+
+def _lowered(name: str, remat: str = "remat") -> Program:
+    model, batch = build(name, length=32, **({} if name == "gpt2" else {"num_hidden_layers": 1}))
+    pipeline = air.DEFAULT_PIPELINE.replace("remat", remat)
+    return air.PassManager(pipeline).run(air.capture(model, batch), mesh={"sp": 2}).program
 
 
 def _collectives(program: Program) -> list[Node]:
