@@ -9,15 +9,11 @@ from typing import Any
 
 import torch
 
-from autosp_ir.analysis.cost import is_costed
 from autosp_ir.ir.graph import Node, Value, map_values
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.program import Program
 from autosp_ir.ir.types import TensorType, Type
 from autosp_ir.ir.verify import output_leaves
-
-_Names = dict[Node, int]
-"""A set of names of inputs or outputs for each node, as the bits of a number."""
 
 _CONSTANTS = (bool, int, float, str, type(None), torch.dtype, torch.layout, torch.memory_format)
 
@@ -26,67 +22,40 @@ def collectives_of(program: Program) -> str:
     """A digest of the collectives of a program.
 
     Two exchanges of one type, such as those of queries and keys, would pass for each other. So what a collective is
-    of counts as well: its name, the inputs that it depends on, the outputs that depend on it, and how its operands
-    are made from what products, attentions and other collectives give. Neither a schedule nor rematerialisation
-    changes that.
+    of counts as well: its name, how its operands are made from the inputs, and the outputs that depend on it. Neither
+    a schedule nor rematerialisation changes that.
 
     Args:
-        program: As emitted; what it computes between its collectives does not count.
+        program: As emitted.
     """
-    sources, sinks = _sources(program), _sinks(program)
+    names = {spec.name: f"{spec.kind} {spec.target}" for spec in program.signature.inputs}
+    sinks = _sinks(program)
     made: dict[Node, str] = {}
     told = hashlib.sha256()
     for node in program.graph.nodes:
-        if _communicates(node):
+        if node.op.has(Trait.COLLECTIVE) or "c10d" in node.op.name:
             arguments = map_values((node.args, dict(node.kwargs)), lambda value: _on_any_rank(value.type))
             results = [_on_any_rank(value.type) for value in node.results]
-            of = f"{node.name} {sources[node]:x} {sinks[node]:x} {[made[v.producer] for v in node.operands]}"
+            of = f"{node.name} {[made[v.producer] for v in node.operands]} {sinks[node]:x}"
             told.update(f"{node.phase} {node.op.name} {arguments} {results} {of}\n".encode())
-        # What is computed again leads to fewer outputs than what it stands for, but comes from the same inputs.
-        how = f"{sources[node]:x}" if _is_kept(node) else _shown((node.args, dict(node.kwargs)), made)
+        # What is computed again is made as what it stands for.
+        how = names[node.name] if node.op.kind == "placeholder" else _shown((node.args, dict(node.kwargs)), made)
         made[node] = _digest(node.op.name, how)
     return told.hexdigest()[:12]
 
 
-def _communicates(node: Node) -> bool:
-    return node.op.has(Trait.COLLECTIVE) or "c10d" in node.op.name
-
-
-def _is_kept(node: Node) -> bool:
-    """Whether only its operation and the inputs that it depends on tell how a node is made."""
-    chunked = node.is_op("autosp.unchunk")
-    return node.op.kind != "call_function" or is_costed(node) or _communicates(node) or chunked
-
-
-def _sources(program: Program) -> _Names:
-    """The inputs that each node depends on."""
-    graph = program.graph
-    names = {spec.name: f"{spec.kind} {spec.target}" for spec in program.signature.inputs}
-    bits = _bits(names.values())
-    found = {node: bits[names[node.name]] for node in graph.inputs}
-    for node in graph.nodes:
-        if node not in found:
-            found[node] = _union(found[value.producer] for value in node.operands)
-    return found
-
-
-def _sinks(program: Program) -> _Names:
-    """The outputs that depend on each node."""
+def _sinks(program: Program) -> dict[Node, int]:
+    """The outputs that depend on each node, as the bits of a number, by their names in order."""
     graph = program.graph
     names = [f"{spec.kind} {spec.target}" for spec in program.signature.outputs]
-    bits = _bits(names)
-    found: _Names = {}
+    bits = {name: 1 << place for place, name in enumerate(sorted(set(names)))}
+    found: dict[Node, int] = {}
     for name, value in zip(names, output_leaves(graph), strict=True):
         if isinstance(value, Value):
             found[value.producer] = found.get(value.producer, 0) | bits[name]
     for node in reversed(list(graph.nodes)):
         found[node] = found.get(node, 0) | _union(found[user] for user in node.users if user.results)
     return found
-
-
-def _bits(names: Iterable[str]) -> dict[str, int]:
-    """A bit for each name, the same whatever their order."""
-    return {name: 1 << place for place, name in enumerate(sorted(set(names)))}
 
 
 def _union(sets: Iterable[int]) -> int:

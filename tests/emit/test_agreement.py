@@ -72,14 +72,44 @@ def test_exchanges_of_one_name_and_type_but_of_another_operand_differ(name: str)
     Where one weight makes queries, keys and values only the slices tell which is which.
     """
     program = _lowered(name)
+    other = _swapped_alike(program)
+    assert [n.name for n in _collectives(other)] == [n.name for n in _collectives(program)]
+    assert collectives_of(other) != collectives_of(program)
+
+
+def test_exchanges_of_one_weight_for_two_operands_differ() -> None:
+    """Queries and keys of one projection depend on the same inputs, and the same outputs depend on them."""
+    batch = {"ids": torch.randint(64, (1, 16))}
+    program = air.PassManager(air.DEFAULT_PIPELINE).run(air.capture(OneProjection(), batch), mesh={"sp": 2}).program
+    assert collectives_of(_swapped_alike(program)) != collectives_of(program)
+
+
+class OneProjection(nn.Module):
+    """Attention whose queries and keys come from one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(64, 32)
+        self.both, self.v = (nn.Linear(32, 32, bias=False) for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """A scalar of `[1, tokens]`."""
+        x = self.embed(ids)
+        made = self.both(x), self.both(x.tanh()), self.v(x)
+        q, k, v = (y.unflatten(-1, (4, 8)).transpose(1, 2) for y in made)
+        loss: Tensor = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).square().mean()
+        return loss
+
+
+def _swapped_alike(program: Program) -> Program:
+    """The program with its first two exchanges in the other order, numbered as they were."""
     other = program.clone()
     first, second = swap_exchanges(other)
     names = first.name, second.name
     other.graph.rename(first.result, "set_aside")
     other.graph.rename(second.result, names[0])
     other.graph.rename(first.result, names[1])
-    assert [n.name for n in _collectives(other)] == [n.name for n in _collectives(program)]
-    assert collectives_of(other) != collectives_of(program)
+    return other
 
 
 def test_parameters_in_another_order_differ() -> None:
@@ -117,7 +147,7 @@ class Branches(nn.Module):
         return loss
 
 
-def test_what_is_computed_between_collectives_does_not_count() -> None:
+def test_what_is_computed_again_does_not_count() -> None:
     policies = ("save-all", "min-cut", "autosp-sac", "budget fraction=1.0")
     found = {collectives_of(_lowered("llama-gqa", f"remat{{policy={policy}}}")) for policy in policies}
     assert len(found) == 1
