@@ -23,7 +23,7 @@ from autosp_ir.pipeline.instrument import Instrument, Verify
 from autosp_ir.pipeline.registry import format_pipeline, parse_pipeline
 from autosp_ir.pipeline.reproduce import VARIABLE, describe_failure, write_reproducer
 from autosp_ir.pipeline.spec import closest
-from autosp_ir.pipeline.timeout import time_limit
+from autosp_ir.pipeline.timeout import call_within
 from autosp_ir.pipeline.trace import PassRecord, Trace
 from autosp_ir.rewrite.limit import RewriteLimit
 from autosp_ir.rewrite.statistics import RuleStatistics
@@ -193,9 +193,13 @@ class PassManager:
         for instrument in self.instruments:
             instrument.before_pass(pass_, program)
         started = time.perf_counter()
-        with _blaming(pass_), time_limit(self._timeout), exact_autocast():
+
+        def run() -> None:
             pass_.run(program, ctx)
             ctx.finish_pass()
+
+        with _blaming(pass_), exact_autocast():
+            call_within(self._timeout, run)
         record.seconds = time.perf_counter() - started
         _check_stage(pass_, stage, program)
         _settle_facts(pass_, facts, program, complete=self._limit is None or not self._limit.refused)

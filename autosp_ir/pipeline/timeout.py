@@ -6,30 +6,40 @@ import ctypes
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from typing import TypeVar
 
 from autosp_ir.errors import TerminationError
+
+_T = TypeVar("_T")
 
 
 class _OutOfTimeError(BaseException):
     """Raised in the thread of a pass; no `except Exception` in the pass stops it."""
 
 
-@contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Stop what runs inside after some time, between two steps of Python code.
+def call_within(seconds: float | None, work: Callable[[], _T]) -> _T:
+    """Call a function, and stop it after some time, between two steps of Python code.
+
+    This is no context manager: CPython raises the exception that stops `work` wherever the thread happens to be, and
+    the code that enters and leaves a `with` block is outside of any `try` of its own.
 
     Args:
         seconds: How long it may take; None sets no limit.
+        work: What to call, without arguments, in this thread.
+
+    Returns:
+        What `work` returns.
 
     Raises:
-        TerminationError: It took longer; the message says where it was.
+        TerminationError: It took longer; the message says where it was. An error of `work` that came first is raised
+            as it is.
     """
     if seconds is None:
-        yield
-        return
+        return work()
     thread, lock, finished, fired = threading.get_ident(), threading.Lock(), threading.Event(), threading.Event()
+    failure: BaseException | None = None
+    arrived = False
 
     def expire() -> None:
         with lock:
@@ -39,27 +49,30 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
     timer = threading.Timer(seconds, expire)
     timer.daemon = True
-    timer.start()
     try:
         try:
-            yield
+            timer.start()
+            return work()
+        except _OutOfTimeError:
+            arrived = True
+            raise
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             with lock:
                 finished.set()
             timer.cancel()
-        if fired.is_set():
-            _let_it_arrive()
+            if fired.is_set() and not arrived:
+                _let_it_arrive()
     except _OutOfTimeError as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise TerminationError(
-            f"still running after {seconds:g} s (at {frame.filename}:{frame.lineno})",
-            hint="the pass loops for ever, or needs a longer timeout",
-        ) from None
-    except BaseException:
-        if fired.is_set():
-            with suppress(_OutOfTimeError):
-                _let_it_arrive()
-        raise
+    if failure is not None:
+        raise failure
+    raise TerminationError(
+        f"still running after {seconds:g} s (at {frame.filename}:{frame.lineno})",
+        hint="the pass loops for ever, or needs a longer timeout",
+    )
 
 
 def _raise_in(thread: int) -> None:
@@ -76,4 +89,4 @@ def _let_it_arrive() -> None:
         time.sleep(1e-3)
 
 
-__all__ = ["time_limit"]
+__all__ = ["call_within"]
