@@ -162,7 +162,9 @@ class TokenWalk(ABC):
 
     def _visit(self, node: Node) -> None:
         moved = [v for v in self.tensors(node) if self._moved(v)]
-        if not moved and not self._worth_entering(node):
+        # `new_zeros` and its like read a dtype and a device: their sizes are arguments, those of the whole.
+        sized = node.op.name in FILL_OPS and not node.op.name.endswith("_like")
+        if sized or (not moved and not self._worth_entering(node)):
             self.place(node, INVARIANT)
             return
         for placements in self._candidates(node, bool(moved)):

@@ -17,6 +17,7 @@ from autosp_ir.rewrite.driver import apply_rules
 from autosp_passes._canonicalize.dropout import order_draws, rewrite_dropouts
 from autosp_passes._canonicalize.einsum import einsums
 from autosp_passes._canonicalize.heads import fold_repeats
+from autosp_passes._canonicalize.joins import written_slices
 from autosp_passes._canonicalize.losses import rewrite_losses
 from autosp_passes._canonicalize.matmul import rewrite_matmuls
 from autosp_passes._canonicalize.sdpa import rewrite_sdpa
@@ -43,7 +44,7 @@ class Canonicalize(Pass):
         rewriter = ctx.rewriter(program)
         rewriter.dead_code()
         rewrite_sdpa(program, rewriter, ctx)
-        apply_rules([einsums], program, ctx)
+        apply_rules([einsums, written_slices], program, ctx)
         rewrite_matmuls(program, rewriter, ctx)
         apply_rules([fold_repeats], program, ctx)
         self._fold_masks(program, ctx)

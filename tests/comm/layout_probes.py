@@ -119,6 +119,15 @@ def _views() -> list[Probe]:
         Probe("aten.cat", ([x, torch.zeros(2, 4, 2, dtype=torch.float64)], 2), zeros=(1,)),
         Probe("aten.stack", ([x, real(2, 4, 8)], 1)),
         Probe("aten.stack", ([x, real(2, 4, 8)], -1)),
+        Probe("aten.slice_scatter", (x, real(2, 4, 3), -1, 2, 5)),
+        Probe("aten.slice_scatter", (x, real(2, 2, 8), 1, 0, 9223372036854775807, 2)),
+        Probe("aten.slice_scatter", (torch.zeros(2, 4, 8, dtype=torch.float64), real(2, 4, 4), 2, 4), zeros=(0,)),
+        Probe("aten.slice_scatter", (x, torch.zeros(2, 4, 4, dtype=torch.float64), 2, 4), zeros=(1,)),
+        Probe("aten.select_scatter", (x, real(4, 8), 0, 1)),
+        Probe("aten.select_scatter", (x, real(2, 8), -2, 1)),
+        Probe("aten.select_scatter", (x, real(2, 4), 2, -1)),
+        Probe("aten.select_scatter", (torch.zeros(2, 4, 8, dtype=torch.float64), real(4, 8), 0, 1), zeros=(0,)),
+        Probe("aten.select_scatter", (x, torch.zeros(2, 4, dtype=torch.float64), 2, 1), zeros=(1,)),
     ]
     probes += [Probe(f"aten.{name}", (x,)) for name in ("clone", "contiguous", "detach", "alias")]
     probes += [
@@ -242,6 +251,8 @@ def _indexing() -> list[Probe]:
         Probe("aten.select_backward", (real(2, 8), [2, 4, 8], 1, 2), sizes=1),
         Probe("aten.zeros_like", (real(4, 4),)),
         Probe("aten.full_like", (real(4, 4), 2.0)),
+        Probe("aten.fill.Scalar", (real(4, 4), 2.0)),
+        Probe("aten.fill.Tensor", (real(4, 4), real())),
         Probe("aten.full", ([2, 4], 3.0), sizes=0),
         Probe("aten.new_zeros", (real(4, 4), [2, 4]), sizes=1),
         Probe("aten.new_full", (real(4, 4), [2, 4], 2.0), sizes=1),
@@ -394,12 +405,16 @@ def _random() -> list[Probe]:
     ]
 
 
+WITHOUT_VALUE = frozenset({"aten.empty.memory_format", "aten.empty_like", "aten.new_empty"})
+"""Memory that nobody has written: there is nothing to compare."""
+
+
 def _spelled_alike(known: list[Probe]) -> list[Probe]:
     """Probes for operations that share rule and arguments with one that has a probe."""
     probed = {p.op for p in known}
     found: list[Probe] = []
     for name, rule in sorted(RULES.items()):
-        if name in probed or not resolvable(name):
+        if name in probed | WITHOUT_VALUE or not resolvable(name):
             continue
         for probe in known:
             alike = RULES.get(probe.op, pointwise) is rule and _arguments(probe.op) == _arguments(name)

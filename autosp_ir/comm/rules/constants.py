@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import EllipsisType
 from typing import Any
 
 from autosp_ir.ir.graph import Node, Value
 from autosp_ir.ir.ops import Trait
 from autosp_ir.ir.types import Dim, TensorType
 
-_FILLS: Mapping[str, float | str] = {
+_FILLS: Mapping[str, float | str | EllipsisType] = {
     "aten.zeros": 0,
     "aten.zeros_like": 0,
     "aten.new_zeros": 0,
@@ -21,9 +22,12 @@ _FILLS: Mapping[str, float | str] = {
     "aten.new_full": "fill_value",
     "aten.scalar_tensor": "s",
     "aten._efficientzerotensor": 0,
+    "aten.empty.memory_format": ...,
+    "aten.empty_like": ...,
+    "aten.new_empty": ...,
 }
 FILL_OPS = frozenset(_FILLS)
-"""Operations whose result is one number everywhere."""
+"""Operations whose result is one number everywhere; memory that nobody has written may hold any."""
 
 _SAME_VALUE = frozenset(
     {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from autosp_ir.comm.rules.base import FILL_OPS, WHOLE, Outcome, RuleContext, cuttable, rule
+from autosp_ir.comm.rules.base import FILL_OPS, NEEDS_SUM, WHOLE, Outcome, RuleContext, cuttable, rule, whole
+from autosp_ir.ir.graph import Value
 from autosp_ir.ir.types import Shard, TensorType
 
-_LIKE = ("aten.zeros_like", "aten.ones_like", "aten.full_like")
+_LIKE = ("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like")
 
 
 @rule(*_LIKE)
@@ -23,6 +24,16 @@ def _constant(ctx: RuleContext) -> Outcome:
     made = ctx.node.result.type
     wanted = ctx.shard_hint()
     return wanted if wanted is not None and isinstance(made, TensorType) and cuttable(made, wanted) else WHOLE
+
+
+@rule("aten.fill.Scalar", "aten.fill.Tensor")
+def _fill(ctx: RuleContext) -> Outcome:
+    """Only the shape comes from the first operand."""
+    number = ctx.arg("value")
+    if isinstance(number, Value) and not whole(ctx.placement(number)):
+        ctx.fail(f"%{number.name}, the number that fills it, is a partial sum", NEEDS_SUM)
+    placement = ctx.placement(ctx.operand("self"))
+    return placement if isinstance(placement, Shard) else WHOLE
 
 
 @rule("aten.arange", "aten.arange.start", "aten.arange.start_step", "aten.eye", "aten.linspace")

@@ -63,11 +63,15 @@ def _narrow(ctx: RuleContext) -> Outcome:
 
 
 def _part(ctx: RuleContext, value: Value, dim: int) -> Placement:
+    _refuse_measured_bounds(ctx)
+    return off_dimension(ctx, value, dim, "a slice")
+
+
+def _refuse_measured_bounds(ctx: RuleContext) -> None:
     measured = ctx.local_extents()
     if measured:
-        # Every rank would keep as much as one rank has, and the same part: no slice of what the whole model keeps.
+        # Every rank would take as much as one rank has, and the same part: no slice of what the whole model takes.
         ctx.fail(f"%{measured[0].name} measures a sharded dimension and bounds a slice", "measure it before it is cut")
-    return off_dimension(ctx, value, dim, "a slice")
 
 
 @rule("aten.flip", "aten.roll", "prims.rev")
@@ -143,14 +147,42 @@ def _cat(ctx: RuleContext) -> Outcome:
 @rule("aten.stack")
 def _stack(ctx: RuleContext) -> Outcome:
     values = ctx.tensors
-    new = int(ctx.arg("dim")) % (values[0].tensor_type.ndim + 1)
-    placement = _join(ctx, values, None)
-    return Shard(placement.dim + (placement.dim >= new), placement.outer) if isinstance(placement, Shard) else placement
+    return _join(ctx, values, int(ctx.arg("dim")) % (values[0].tensor_type.ndim + 1), without=values)
 
 
-def _join(ctx: RuleContext, values: Sequence[Value], along: int | None) -> Placement:
-    """The common placement of joined values: all cut alike off the joined dimension, all sums, or all whole."""
-    placements = [ctx.placement(v) for v in values]
+@rule("aten.slice_scatter")
+def _slice_scatter(ctx: RuleContext) -> Outcome:
+    _refuse_measured_bounds(ctx)
+    base = ctx.operand("self")
+    return _join(ctx, [base, ctx.operand("src")], ctx.dim(base))
+
+
+@rule("aten.select_scatter")
+def _select_scatter(ctx: RuleContext) -> Outcome:
+    _refuse_measured_bounds(ctx)
+    base, written = ctx.operand("self"), ctx.operand("src")
+    return _join(ctx, [base, written], ctx.dim(base), without=[written])
+
+
+def _join(ctx: RuleContext, values: Sequence[Value], along: int, without: Sequence[Value] = ()) -> Placement:
+    """The common placement of joined values: all cut alike off the joined dimension, all sums, or all whole.
+
+    Args:
+        ctx: The node.
+        values: What is joined.
+        along: The dimension of the result along which they are joined.
+        without: The values that have no such dimension yet.
+    """
+
+    def counted_in(value: Value, dim: int) -> int:
+        return dim - (value in without and dim > along)
+
+    def joined(value: Value) -> Placement:
+        own = ctx.placement(value)
+        behind = isinstance(own, Shard) and value in without and own.dim >= along
+        return Shard(own.dim + 1, own.outer) if isinstance(own, Shard) and behind else own
+
+    placements = [joined(v) for v in values]
     moved = next((p for p in placements if not whole(p)), None)
     if moved is None:
         return WHOLE
@@ -162,11 +194,11 @@ def _join(ctx: RuleContext, values: Sequence[Value], along: int | None) -> Place
         coerced = isinstance(moved, Partial) and ctx.is_zero(value)
         if isinstance(moved, Shard) and not coerced:
             same_extent = any(
-                v.tensor_type.shape[moved.dim] == value.tensor_type.shape[moved.dim]
+                v.tensor_type.shape[counted_in(v, moved.dim)] == value.tensor_type.shape[counted_in(value, moved.dim)]
                 for v, p in zip(values, placements, strict=True)
                 if p == moved
             )
-            coerced = whole(placement) and same_extent and ctx.uniform_along(value, moved.dim)
+            coerced = whole(placement) and same_extent and ctx.uniform_along(value, counted_in(value, moved.dim))
         if not coerced:
             ctx.fail(f"%{value.name} is {placement} where the values joined to it are {moved}", NEEDS_GATHER)
     return moved
