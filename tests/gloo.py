@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import logging
 import os
 import pickle
 import random
@@ -29,9 +30,16 @@ import torch.multiprocessing as multiprocessing
 
 from tests.collector import calm_collector
 
+_logger = logging.getLogger(__name__)
+_MORE_ATTEMPTS = 2
+
 
 class RankError(AssertionError):
     """A rank raised, died or did not finish; the message holds the tracebacks of the ranks."""
+
+
+class _NoGroupError(RuntimeError):
+    """torch made no process group: on a loaded machine gloo sometimes closes a connection that it is just making."""
 
 
 class _Worker:
@@ -65,6 +73,20 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: flo
     Raises:
         RankError: A rank raised, died, or did not finish in time.
     """
+    results, failures = _run_once(function, world, args, timeout)
+    for _ in range(_MORE_ATTEMPTS):
+        if not any(_NoGroupError.__name__ in said for said in failures.values()):
+            break
+        _logger.warning("torch made no process group, so that nothing ran; trying again: %s", failures)
+        results, failures = _run_once(function, world, args, timeout)
+    if failures:
+        raise RankError("\n".join(f"--- rank {rank} of {world}\n{failures[rank]}" for rank in sorted(failures)))
+    return [results[rank] for rank in range(world)]
+
+
+def _run_once(
+    function: Callable[..., Any], world: int, args: tuple[Any, ...], timeout: float
+) -> tuple[dict[int, Any], dict[int, str]]:
     while len(_workers) < world:
         _workers.append(_Worker())
     with tempfile.TemporaryDirectory() as folder:
@@ -75,8 +97,7 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: flo
             stop_workers()
             hung = set(range(world)) - results.keys() - failures.keys()
             failures |= {rank: _stack_of(folder, rank) for rank in hung}
-            raise RankError("\n".join(f"--- rank {rank} of {world}\n{failures[rank]}" for rank in sorted(failures)))
-    return [results[rank] for rank in range(world)]
+    return results, failures
 
 
 def stop_workers() -> None:
@@ -140,13 +161,11 @@ def _run(
     torch.manual_seed(0)
     random.seed(0)
     torch.set_default_dtype(torch.float32)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=timeout),
-    )
+    rendezvous, limit = f"file://{folder}/rendezvous", timedelta(seconds=timeout)
+    try:
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world, timeout=limit)
+    except RuntimeError as error:
+        raise _NoGroupError(f"rank {rank} has no process group") from error
     with open(Path(folder, f"stack-{rank}"), "w") as stacks:
         faulthandler.dump_traceback_later(timeout * 0.9, file=stacks)
         try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from autosp_ir.comm.groups import bind_axis
 from autosp_ir.errors import RuntimeMismatchError
 from autosp_ir.sim.collectives import COLLECTIVES
+from tests import gloo
 from tests.gloo import RankError, run_ranks
 
 pytestmark = pytest.mark.gloo
@@ -171,3 +172,15 @@ def test_a_rank_that_hangs_or_dies_is_reported() -> None:
         run_ranks(never_ends, 1, timeout=8.0)
     with pytest.raises(RankError, match="exit code 7"):
         run_ranks(dies, 1)
+
+
+@pytest.mark.parametrize("failed", [1, 2, 3])
+def test_ranks_without_a_group_meet_again_twice(failed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart: tuple[dict[int, Any], dict[int, str]] = ({}, {1: "_NoGroupError: rank 1 has no process group"})
+    outcomes = [*[apart] * failed, ({0: "a", 1: "b"}, {})]
+    monkeypatch.setattr(gloo, "_run_once", lambda *_: outcomes.pop(0))
+    if failed < 3:
+        assert run_ranks(dies, 2) == ["a", "b"]
+        return
+    with pytest.raises(RankError, match="rank 1 has no process group"):
+        run_ranks(dies, 2)
