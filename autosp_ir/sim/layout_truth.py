@@ -90,7 +90,7 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if one.is_complex():
-        return close(torch.view_as_real(one), torch.view_as_real(other), tolerance)
+        return close(torch.view_as_real(one.resolve_conj()), torch.view_as_real(other.resolve_conj()), tolerance)
     if not one.is_floating_point():
         return torch.equal(one, other)
     finite = other.isfinite()

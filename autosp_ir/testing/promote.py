@@ -88,11 +88,8 @@ def _promote_node(node: Node, program: Program) -> None:
             node=node,
             hint="test this model in its own precision",
         )
-    if node.is_op(*_EPSILON_OF_DTYPE) and node.arg("eps") is None:
-        # The kernel would take that of float64; it computes half types in float32.
-        narrow = next(tensors_of(node.result.type)).dtype
-        epsilon = torch.finfo(torch.float64 if narrow == torch.float64 else torch.float32).eps
-        node.set_args(*node.with_arg("eps", epsilon))
+    if node.is_op(*_EPSILON_OF_DTYPE):
+        node.set_args(*node.with_arg("eps", _epsilon(node)))
     if node.is_op(*LOOPS):
         node.set_args(*node.with_arg("body", _promoted_text(node.arg("body"))))
     _set_arguments(node, lambda leaf: _WIDE.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf)
@@ -113,6 +110,13 @@ def _promote_node(node: Node, program: Program) -> None:
         )
     layouts = (kind.layout for kind in list(tensors_of(node.result.type)))
     node.result.type = map_tensors(inferred, lambda kind: kind.with_layout(next(layouts, Layout())))
+
+
+def _epsilon(node: Node) -> float:
+    """The epsilon that the kernel of a norm adds in the dtype in which it computes: float32 for half types."""
+    computed = torch.promote_types(next(tensors_of(node.result.type)).dtype, torch.float32)
+    given = node.arg("eps")
+    return torch.finfo(computed).eps if given is None else float(torch.tensor(given, dtype=computed))
 
 
 @lru_cache(maxsize=64)

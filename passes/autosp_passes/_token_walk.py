@@ -197,7 +197,10 @@ class TokenWalk(ABC):
         for combination in itertools.islice(itertools.product(*options), _MOST_COMBINATIONS):
             yield dict(zip(tensors, combination, strict=True))
         if any(isinstance(self.placement(v), Partial) for v in tensors):
-            summed = [[INVARIANT if isinstance(p, Partial) else p for p in o] for o in options]
+            summed = [
+                [self._whole(v) if isinstance(p, Partial) else p for p in o]
+                for v, o in zip(tensors, options, strict=True)
+            ]
             for combination in itertools.islice(itertools.product(*summed), _MOST_COMBINATIONS):
                 # With nothing cut the work is the same on every rank, so that no operand may become Replicate for it.
                 if any(isinstance(p, Shard) for p in combination):
@@ -207,11 +210,15 @@ class TokenWalk(ABC):
         here = self.placement(value)
         if isinstance(here, Shard | Partial):
             return [here]
-        whole: Placement = REPLICATE if self.needs_grad(value) else INVARIANT
+        whole = self._whole(value)
         if node.op.has(Trait.POINTWISE) and moved:
             return [*self._aligned(node, value), whole]
         by_factor: list[Placement] = [f for f in self.factors_of(value) if self._cuttable(value, f)]
         return list(dict.fromkeys([*by_factor, whole, *self._aligned(node, value)]))
+
+    def _whole(self, value: Value) -> Placement:
+        """How a whole value enters work on cut ones."""
+        return REPLICATE if self.needs_grad(value) else INVARIANT
 
     def _aligned(self, node: Node, value: Value) -> list[Placement]:
         """Cuts of a whole operand that line up, under broadcasting, with the sharded ones."""

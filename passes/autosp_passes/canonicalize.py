@@ -20,6 +20,7 @@ from autosp_passes._canonicalize.heads import fold_repeats
 from autosp_passes._canonicalize.joins import written_slices
 from autosp_passes._canonicalize.losses import rewrite_losses
 from autosp_passes._canonicalize.matmul import rewrite_matmuls
+from autosp_passes._canonicalize.products import folded_products
 from autosp_passes._canonicalize.sdpa import rewrite_sdpa
 
 
@@ -46,7 +47,7 @@ class Canonicalize(Pass):
         rewrite_sdpa(program, rewriter, ctx)
         apply_rules([einsums, written_slices], program, ctx)
         rewrite_matmuls(program, rewriter, ctx)
-        apply_rules([fold_repeats], program, ctx)
+        apply_rules([fold_repeats, folded_products], program, ctx)
         self._fold_masks(program, ctx)
         rewrite_losses(program, rewriter, ctx)
         rewrite_dropouts(program, rewriter, ctx, self.options.rng)

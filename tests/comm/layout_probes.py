@@ -19,6 +19,10 @@ def real(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=_GENERATOR)
 
 
+def complex_(*shape: int) -> Tensor:
+    return torch.complex(real(*shape), real(*shape))
+
+
 def positive(*shape: int) -> Tensor:
     return real(*shape).abs() + 0.5
 
@@ -71,7 +75,7 @@ def _views() -> list[Probe]:
         Probe("aten.unflatten.int", (x, 2, [2, 4])),
         Probe("aten.unflatten.int", (x, 2, [1, 8])),
         Probe("aten.view_as_complex", (real(2, 4, 2),)),
-        Probe("aten.view_as_real", (torch.complex(real(2, 4), real(2, 4)),)),
+        Probe("aten.view_as_real", (complex_(2, 4),)),
         Probe("aten.transpose.int", (x, 1, 2)),
         Probe("aten.swapaxes", (x, 0, 2)),
         Probe("aten.t", (real(4, 8),)),
@@ -112,22 +116,12 @@ def _views() -> list[Probe]:
         Probe("aten.split_with_sizes", (x, [2, 6], 2)),
         Probe("aten.split.sizes", (x, [2, 6], 2)),
         Probe("aten.chunk", (x, 3, 2)),
-        Probe("aten.tensor_split.sections", (x, 3, 2)),
         Probe("aten.unbind.int", (x, 1)),
         Probe("aten.cat", ([x, real(2, 4, 8)], -1)),
         Probe("aten.cat", ([x, real(2, 4, 8)], 1)),
         Probe("aten.cat", ([x, torch.zeros(2, 4, 2, dtype=torch.float64)], 2), zeros=(1,)),
         Probe("aten.stack", ([x, real(2, 4, 8)], 1)),
         Probe("aten.stack", ([x, real(2, 4, 8)], -1)),
-        Probe("aten.slice_scatter", (x, real(2, 4, 3), -1, 2, 5)),
-        Probe("aten.slice_scatter", (x, real(2, 2, 8), 1, 0, 9223372036854775807, 2)),
-        Probe("aten.slice_scatter", (torch.zeros(2, 4, 8, dtype=torch.float64), real(2, 4, 4), 2, 4), zeros=(0,)),
-        Probe("aten.slice_scatter", (x, torch.zeros(2, 4, 4, dtype=torch.float64), 2, 4), zeros=(1,)),
-        Probe("aten.select_scatter", (x, real(4, 8), 0, 1)),
-        Probe("aten.select_scatter", (x, real(2, 8), -2, 1)),
-        Probe("aten.select_scatter", (x, real(2, 4), 2, -1)),
-        Probe("aten.select_scatter", (torch.zeros(2, 4, 8, dtype=torch.float64), real(4, 8), 0, 1), zeros=(0,)),
-        Probe("aten.select_scatter", (x, torch.zeros(2, 4, dtype=torch.float64), 2, 1), zeros=(1,)),
     ]
     probes += [Probe(f"aten.{name}", (x,)) for name in ("clone", "contiguous", "detach", "alias")]
     probes += [
@@ -251,8 +245,6 @@ def _indexing() -> list[Probe]:
         Probe("aten.select_backward", (real(2, 8), [2, 4, 8], 1, 2), sizes=1),
         Probe("aten.zeros_like", (real(4, 4),)),
         Probe("aten.full_like", (real(4, 4), 2.0)),
-        Probe("aten.fill.Scalar", (real(4, 4), 2.0)),
-        Probe("aten.fill.Tensor", (real(4, 4), real())),
         Probe("aten.full", ([2, 4], 3.0), sizes=0),
         Probe("aten.new_zeros", (real(4, 4), [2, 4]), sizes=1),
         Probe("aten.new_full", (real(4, 4), [2, 4], 2.0), sizes=1),
@@ -405,6 +397,70 @@ def _random() -> list[Probe]:
     ]
 
 
+def _group_norm_backward() -> list[Probe]:
+    x, weight = real(4, 4, 2), real(4)
+    _, mean, rstd = torch.ops.aten.native_group_norm(x, weight, None, 4, 4, 2, 2, 1e-5)
+    rest = (mean, rstd, weight, 4, 4, 2, 2, [True, True, True])
+    return [Probe("aten.native_group_norm_backward", (real(4, 4, 2), x, *rest))]
+
+
+def _written_and_compared() -> list[Probe]:
+    x, y = real(2, 4, 8), real(2, 4, 8)
+    return [
+        Probe("aten.inner", (real(2, 4, 8), real(4, 8))),
+        Probe("aten.tensordot", (real(2, 4, 8), real(8, 2, 4), [2, 1], [0, 2])),
+        Probe("aten.tensordot", (real(2, 4, 8), real(8, 4), [-1], [0])),
+        Probe("aten.tensor_split.sections", (x, 3, 2)),
+        Probe("aten.view_as", (x, real(8, 8))),
+        Probe("aten.view_as", (x, real(2, 4, 2, 4))),
+        Probe("aten.real", (complex_(2, 4),)),
+        Probe("aten.imag", (complex_(2, 4),)),
+        Probe("aten._conj", (complex_(2, 4),)),
+        Probe("aten.tensor_split.indices", (x, [2, 5], -1)),
+        Probe("aten.tensor_split.sections", (x, 2, 1)),
+        Probe("aten.glu_backward", (real(2, 4, 4), x, -1)),
+        Probe("aten.glu_backward", (real(1, 4, 8), x, 0)),
+        Probe("aten.slice_scatter", (x, real(2, 4, 3), -1, 2, 5)),
+        Probe("aten.slice_scatter", (x, real(2, 2, 8), 1, 0, 9223372036854775807, 2)),
+        Probe("aten.slice_scatter", (torch.zeros(2, 4, 8, dtype=torch.float64), real(2, 4, 4), 2, 4), zeros=(0,)),
+        Probe("aten.slice_scatter", (x, torch.zeros(2, 4, 4, dtype=torch.float64), 2, 4), zeros=(1,)),
+        Probe("aten.select_scatter", (x, real(4, 8), 0, 1)),
+        Probe("aten.select_scatter", (x, real(2, 8), -2, 1)),
+        Probe("aten.select_scatter", (x, real(2, 4), 2, -1)),
+        Probe("aten.select_scatter", (torch.zeros(2, 4, 8, dtype=torch.float64), real(4, 8), 0, 1), zeros=(0,)),
+        Probe("aten.select_scatter", (x, torch.zeros(2, 4, dtype=torch.float64), 2, 1), zeros=(1,)),
+        Probe("aten.median.dim", (x, 1)),
+        Probe("aten.kthvalue", (x, 2, -1)),
+        Probe("aten.mode", (ints(3, 4, 8), 1)),
+        Probe("aten.aminmax", (x,), {"dim": 1}),
+        Probe("aten.aminmax", (x,)),
+        Probe("aten.linalg_cross", (real(2, 4, 3), real(1, 4, 3))),
+        Probe("aten.cosine_similarity", (x, real(4, 8), 1)),
+        Probe("aten.cosine_similarity", (x, real(2, 4, 8), -1)),
+        Probe("aten.pairwise_distance", (x, real(4, 8))),
+        Probe("aten.group_norm", (real(8, 4), 2, real(4), real(4))),
+        Probe("aten.group_norm", (real(4, 4, 2), 2)),
+        Probe("aten.native_group_norm", (real(8, 4), real(4), real(4), 8, 4, 1, 2, 1e-5)),
+        *_group_norm_backward(),
+        Probe("aten.scatter_reduce.two", (real(4, 8), 1, ints(8, 4, 2), real(4, 2), "sum")),
+        Probe("aten.scatter_reduce.two", (torch.zeros(4, 8), 1, ints(8, 4, 8), real(4, 8).float(), "amax"), zeros=(0,)),
+        Probe("aten.index_copy", (real(4, 4, 8), 1, torch.arange(2), real(4, 2, 8))),
+        Probe("aten.index_fill.int_Scalar", (real(4, 4, 8), 1, torch.arange(2), 0.0)),
+        Probe("aten.index_fill.int_Tensor", (real(4, 4, 8), 1, torch.arange(2), real())),
+        Probe("aten.bucketize.Tensor", (real(4, 8), torch.tensor([-0.5, 0.5]))),
+        Probe("aten.searchsorted.Tensor", (torch.tensor([-0.5, 0.5], dtype=torch.float64), real(4, 8))),
+        Probe("aten.searchsorted.Tensor", (real(4, 2).sort(-1).values, real(4, 8))),
+        Probe("aten.fill.Scalar", (real(4, 4), 2.0)),
+        Probe("aten.fill.Tensor", (real(4, 4), real())),
+        Probe("aten.complex", (x, y)),
+        Probe("aten.polar", (x, y)),
+        Probe("aten.__and__.Tensor", (ints(8, 4, 4), ints(8, 4, 4))),
+        Probe("aten.special_ndtr", (x,)),
+        Probe("aten.log_sigmoid_forward", (x,)),
+        Probe("aten.log_sigmoid_backward", (x, y, real(2, 4, 8))),
+    ]
+
+
 WITHOUT_VALUE = frozenset({"aten.empty.memory_format", "aten.empty_like", "aten.new_empty"})
 """Memory that nobody has written: there is nothing to compare."""
 
@@ -432,7 +488,7 @@ def all_probes() -> list[Probe]:
     """Every probe, in order of family."""
     families = (
         *(_pointwise(), _matmuls(), _views(), _reductions(), _indexing()),
-        *(_losses(), _losses_of_pictures(), _attention(), _random()),
+        *(_losses(), _losses_of_pictures(), _attention(), _random(), _written_and_compared()),
     )
     known = [probe for family in families for probe in family]
     return [*known, *_spelled_alike(known)]

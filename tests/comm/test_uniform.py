@@ -77,6 +77,42 @@ def test_constant_along_a_dimension(build: Build, dims: set[int]) -> None:
         assert torch.equal(found, found.narrow(d, 0, 1).expand_as(found)), "it only is if it is in numbers"
 
 
+BLOCKS: dict[str, tuple[Build, int, int, bool]] = {
+    "repeated rows, merged behind": (lambda b: b.aten.view(_blocks(b), [6, 4]), 0, 2, True),
+    "in other blocks": (lambda b: b.aten.view(_blocks(b), [6, 4]), 0, 3, False),
+    "in one block": (lambda b: b.aten.view(_blocks(b), [6, 4]), 0, 1, False),
+    "repeated blocks": (lambda b: b.aten.view(b.aten.expand(_input(b, 1, 2, 4), [3, 2, 4]), [6, 4]), 0, 3, False),
+    "copied in between": (lambda b: b.aten.mul.Tensor(b.aten.view(b.aten.clone(_blocks(b)), [6, 4]), 2.0), 0, 2, True),
+    "turned": (lambda b: b.aten.t(b.aten.view(_blocks(b), [6, 4])), 1, 2, True),
+    "of three dimensions": (
+        lambda b: b.aten.view(b.aten.expand(_input(b, 2, 2, 1, 4), [2, 2, 3, 4]), [12, 4]),
+        0,
+        4,
+        True,
+    ),
+}
+
+
+def _blocks(b: air.ProgramBuilder) -> Value:
+    """Two rows of four numbers, each three times."""
+    value: Value = b.aten.expand(_input(b, 2, 1, 4), [2, 3, 4])
+    return value
+
+
+@pytest.mark.parametrize(("build", "dim", "outer", "expected"), BLOCKS.values(), ids=BLOCKS)
+def test_constant_in_each_block_of_a_dimension(build: Build, dim: int, outer: int, expected: bool) -> None:
+    b = air.ProgramBuilder(mesh={"sp": 1})
+    value = build(b)
+    b.output(out=value)
+    assert uniform(value, dim, outer) == expected
+    program = b.build()
+    found = simulate(
+        program, {n.name: torch.randn(n.result.tensor_type.shape, dtype=torch.float64) for n in program.graph.inputs}
+    )
+    blocks = found.outputs[0]["out"].unflatten(dim, (outer, -1))
+    assert torch.equal(blocks, blocks.narrow(dim + 1, 0, 1).expand_as(blocks)) == expected
+
+
 def test_the_number_of_a_constant() -> None:
     b = air.ProgramBuilder(mesh={"sp": 1})
     x = b.input("x", (3,), torch.float64)

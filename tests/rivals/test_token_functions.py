@@ -28,6 +28,21 @@ SHARDED = frozenset(
         "gram_matrix",
         "sequence_first",
         "by_position",
+        "preference",
+        "gated_halves",
+        "complex_rotation",
+        "norm_of_rows",
+        "similarities",
+        "middle_values",
+        "filled_columns",
+        "counted_bins",
+        "dense_by_tensordot",
+        "summary_by_token",
+        "summary_by_token_in_front",
+        "repeated_on_the_left",
+        "weights_of_a_batch",
+        "summary_by_head",
+        "linear_attention",
     }
 )
 """What gathers nothing; the others gather some tokens, with a remark, and are exact too."""

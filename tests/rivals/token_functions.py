@@ -324,3 +324,88 @@ def by_position(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
 @function
 def bilinear(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
     return next_token(m, m.bilinear(x, m.linear(x)), labels)
+
+
+# -- operations on channels and rows -----------------------------------------------------------------------------------
+
+
+@function
+def preference(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    return -F.logsigmoid(m.score(x) - m.score(m.linear(x))).mean()
+
+
+@function
+def gated_halves(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    return next_token(m, F.glu(torch.cat([x, m.linear(x)], -1)), labels)
+
+
+@function
+def complex_rotation(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(m.score(x), m.linear(x)[..., :8])
+    return next_token(m, torch.cat([turned.real, turned.conj().imag], -1), labels)
+
+
+@function
+def norm_of_rows(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    return next_token(m, m.group_norm(x.flatten(0, 1)).view_as(x), labels)
+
+
+@function
+def similarities(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    y = m.linear(x)
+    return next_token(m, x * F.cosine_similarity(x, y, -1).unsqueeze(-1), labels) + F.pairwise_distance(x, y).mean()
+
+
+@function
+def middle_values(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    least, most = torch.aminmax(x, dim=-1, keepdim=True)
+    return next_token(m, (x - x.median(-1, keepdim=True).values) / (most - least + 1), labels)
+
+
+@function
+def filled_columns(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    some = torch.arange(3)
+    y = x.index_fill(-1, some, 0.0).index_copy(-1, some + 4, m.linear(x)[..., :3])
+    return next_token(m, y.scatter_reduce(-1, x.topk(2, -1).indices, x[..., :2], "sum"), labels)
+
+
+@function
+def counted_bins(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    return next_token(m, x * (torch.bucketize(x, torch.linspace(-1, 1, 5)) & 1), labels)
+
+
+@function
+def dense_by_tensordot(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    return next_token(m, torch.tensordot(x, m.linear.weight, 1) + torch.inner(x, m.linear.weight), labels)
+
+
+# -- products that repeat one operand ----------------------------------------------------------------------------------
+
+
+@function
+def summary_by_token(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    summary = x.mean(1)[:, None, :, None] * m.linear.weight
+    return next_token(m, torch.matmul(x.unsqueeze(2), summary).squeeze(2), labels)
+
+
+@function
+def summary_by_token_in_front(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    summary = x.mean(1)[None, :, :, None] * m.linear.weight
+    return next_token(m, torch.matmul(x.transpose(0, 1).unsqueeze(2), summary).squeeze(2).transpose(0, 1), labels)
+
+
+@function
+def repeated_on_the_left(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    summary = x.mean(1)[:, None, :, None] * m.linear.weight
+    return next_token(m, torch.matmul(summary, x.unsqueeze(-1)).squeeze(-1), labels)
+
+
+@function
+def weights_of_a_batch(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    return next_token(m, torch.matmul(x.unflatten(-1, (4, 4)), m.linear.weight[None, None, :4, :4]).flatten(2), labels)
+
+
+@function
+def summary_by_head(m: Parts, x: Tensor, ids: Tensor, labels: Tensor) -> Any:
+    summary = x.mean(1)[:, None, :4, None] * m.linear.weight[:4, :4]
+    return next_token(m, torch.matmul(x.unflatten(-1, (4, 4)), summary).flatten(2), labels)

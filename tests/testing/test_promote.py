@@ -90,3 +90,18 @@ def test_an_epsilon_that_follows_the_dtype_stays() -> None:
     program = import_graph(torch.export.export(Norm(), (x,), strict=False).graph_module)
     wide = simulate(promote(program), (x.double(),), gradients=False).outputs[0]["out0"]
     torch.testing.assert_close(wide, torch.rms_norm(x, (4,)).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_epsilon_is_the_number_that_the_kernel_adds(dtype: torch.dtype) -> None:
+    """It rounds the epsilon, as what autograd makes of the norm does: no small part beside small activations."""
+
+    class Norm(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.rms_norm(x, (4,), eps=1e-5)
+
+    x = torch.full((4,), 2**-10, dtype=dtype)
+    program = import_graph(torch.export.export(Norm(), (x,), strict=False).graph_module)
+    wide = simulate(promote(program), (x.double(),), gradients=False).outputs[0]["out0"]
+    rounded = torch.tensor(1e-5, dtype=torch.float32).double()
+    torch.testing.assert_close(wide, x.double() * torch.rsqrt(x.double() ** 2 + rounded), rtol=1e-14, atol=0)

@@ -180,12 +180,12 @@ class RuleContext:
 
     # -- facts about whole values ------------------------------------------------------------------------------------
 
-    def uniform_along(self, value: Value, dim: int) -> bool:
-        """Whether a whole value is constant along `dim`, so that any slice of it is like any other.
+    def uniform_along(self, value: Value, dim: int, outer: Dim = 1) -> bool:
+        """Whether a whole value is constant along `dim` (in each of its `outer` blocks): any slice is like any other.
 
         Such a value may stand where a shard is wanted. A hypothetical placement is taken at its word instead.
         """
-        return not self.what_if and whole(self.placement(value)) and uniform(value, dim)
+        return not self.what_if and whole(self.placement(value)) and uniform(value, dim, outer)
 
     def is_zero(self, value: Value) -> bool:
         """Whether a value is zero everywhere, so that it is also its own partial sum."""

@@ -67,8 +67,8 @@ def constant(value: Value) -> Any:
     return number if isinstance(number, int | float) else ...
 
 
-def uniform(value: Value, dim: int) -> bool:
-    """Whether a value is constant along `dim`."""
+def uniform(value: Value, dim: int, outer: Dim = 1) -> bool:
+    """Whether a value is constant along `dim`, or within each of the `outer` blocks of equal length that `dim` is."""
     kind = value.type
     if not isinstance(kind, TensorType):
         return True
@@ -77,12 +77,12 @@ def uniform(value: Value, dim: int) -> bool:
     node = value.producer
     tensors = [v for v in node.operands if isinstance(v.type, TensorType)]
     if node.is_op("aten.expand") or node.op.name in _ELEMENTWISE_COPIES or node.op.has(Trait.POINTWISE):
-        return bool(tensors) and all(_uniform_operand(v, dim - kind.ndim) for v in tensors)
+        return bool(tensors) and all(_uniform_operand(v, dim - kind.ndim, outer) for v in tensors)
     if node.op.name in _RESHAPES:
-        source = _kept(tensors[0].tensor_type.shape, kind.shape, dim)
+        source = _kept(tensors[0].tensor_type.shape, kind.shape, dim, outer)
         return source is not None and uniform(tensors[0], source)
     moved = _source_dim(node, dim, kind.ndim)
-    return moved is not None and uniform(tensors[0], moved)
+    return moved is not None and uniform(tensors[0], moved, outer)
 
 
 def _source_dim(node: Node, dim: int, rank: int) -> int | None:
@@ -95,10 +95,13 @@ def _source_dim(node: Node, dim: int, rank: int) -> int | None:
     return None
 
 
-def _kept(before: tuple[Dim, ...], after: tuple[Dim, ...], dim: int) -> int | None:
-    """The dimension of a reshape's operand that is dimension `dim` of its result, None if it is split or merged."""
-    front = _extent(after[:dim])
-    found = [d for d, extent in enumerate(before) if extent == after[dim] and _extent(before[:d]) == front]
+def _kept(before: tuple[Dim, ...], after: tuple[Dim, ...], dim: int, outer: Dim) -> int | None:
+    """The dimension of a reshape's operand that is one block of dimension `dim` of its result, None if there is none.
+
+    Its elements are as far apart and as many as those of a block.
+    """
+    front = _extent(after[:dim]) * outer
+    found = [d for d, extent in enumerate(before) if extent * outer == after[dim] and _extent(before[:d]) == front]
     return found[0] if len(found) == 1 else None
 
 
@@ -109,7 +112,7 @@ def _extent(shape: tuple[Dim, ...]) -> Dim:
     return total
 
 
-def _uniform_operand(value: Value, from_end: int) -> bool:
+def _uniform_operand(value: Value, from_end: int, outer: Dim) -> bool:
     shape = value.tensor_type.shape
     dim = len(shape) + from_end
-    return dim < 0 or shape[dim] == 1 or uniform(value, dim)
+    return dim < 0 or shape[dim] == 1 or uniform(value, dim, outer)

@@ -12,10 +12,12 @@ from autosp_ir.comm.rules.base import (
     Outcome,
     RuleContext,
     off_dimension,
+    refuse_partial,
+    refuse_unless_whole,
     rule,
     whole,
 )
-from autosp_ir.comm.rules.parts import full_range
+from autosp_ir.comm.rules.parts import full_range, join
 from autosp_ir.comm.rules.pointwise import broadcast
 from autosp_ir.comm.rules.reductions import along
 from autosp_ir.ir.graph import Value
@@ -250,6 +252,39 @@ def _index_put(ctx: RuleContext) -> Outcome:
         if aligned and source == own and written.tensor_type.shape[own.dim] == base.tensor_type.shape[target.dim]:
             return target
     return ctx.fail("rows are written into, or taken from, a value that is cut in another way", NEEDS_GATHER)
+
+
+@rule("aten.scatter_reduce.two")
+def _scatter_reduce(ctx: RuleContext) -> Outcome:
+    refuse_partial(ctx)
+    return _scatter(ctx)
+
+
+@rule("aten.index_copy")
+def _index_copy(ctx: RuleContext) -> Outcome:
+    base, index, source = ctx.operand("self"), ctx.operand("index"), ctx.operand("source")
+    if not whole(ctx.placement(index)):
+        ctx.fail("the index is cut", NEEDS_GATHER)
+    return join(ctx, [base, source], ctx.dim(base))
+
+
+@rule("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
+def _index_fill(ctx: RuleContext) -> Outcome:
+    refuse_partial(ctx)
+    base = ctx.operand("self")
+    if not all(whole(ctx.placement(v)) for v in ctx.tensors if v is not base):
+        ctx.fail("the index or the number is cut", NEEDS_GATHER)
+    return off_dimension(ctx, base, ctx.dim(base), "rows are filled")
+
+
+@rule("aten.bucketize.Tensor", "aten.searchsorted.Tensor")
+def _bucketize(ctx: RuleContext) -> Outcome:
+    refuse_partial(ctx)
+    value = ctx.operand("self")
+    others = [v for v in ctx.tensors if v is not value]
+    if any(v.tensor_type.ndim != 1 or not whole(ctx.placement(v)) for v in others):
+        return refuse_unless_whole(ctx, "every row has bounds of its own")
+    return ctx.placement(value)
 
 
 # -- backwards of slices -----------------------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ def _elementwise_loss(ctx: RuleContext) -> Outcome:
     "aten.mse_loss_backward",
     "aten.smooth_l1_loss_backward",
     "aten.huber_loss_backward",
+    "aten.soft_margin_loss_backward",
     "aten.binary_cross_entropy_backward",
 )
 def _elementwise_loss_backward(ctx: RuleContext) -> Outcome:

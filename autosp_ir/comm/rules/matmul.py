@@ -50,7 +50,7 @@ def contract(ctx: RuleContext, left: Value, right: Value, a: Labels, b: Labels, 
                 ctx.fail("the operands are cut along two different dimensions", NEEDS_SHARD)
         elif label in labels:
             dim = labels.index(label)
-            if value.tensor_type.shape[dim] != extent or not ctx.uniform_along(value, dim):
+            if value.tensor_type.shape[dim] != extent or not ctx.uniform_along(value, dim, shard.outer):
                 ctx.fail(f"%{value.name} is whole along a dimension that the other operand is cut along", NEEDS_SHARD)
     return Shard(list(out).index(label), shard.outer) if label in out else PARTIAL
 
@@ -165,6 +165,28 @@ def _einsum(ctx: RuleContext) -> Outcome:
         return placement
     label = operands[0][placement.dim]
     return Shard(out.index(label), placement.outer) if label in out else PARTIAL
+
+
+@rule("aten.inner")
+def _inner(ctx: RuleContext) -> Outcome:
+    left, right = ctx.operand("self"), ctx.operand("other")
+    if 0 in (left.tensor_type.ndim, right.tensor_type.ndim):
+        return refuse_unless_whole(ctx, "one of its operands is a number")
+    a, b = (
+        [*(f"{side} {i}" for i in range(value.tensor_type.ndim - 1)), "k"]
+        for side, value in (("row", left), ("column", right))
+    )
+    return contract(ctx, left, right, a, b, [*a[:-1], *b[:-1]])
+
+
+@rule("aten.tensordot")
+def _tensordot(ctx: RuleContext) -> Outcome:
+    left, right = ctx.operand("self"), ctx.operand("other")
+    a, b = ([f"{side} {i}" for i in range(v.tensor_type.ndim)] for side, v in (("row", left), ("column", right)))
+    joined = list(zip(ctx.dims(left, "dims_self"), ctx.dims(right, "dims_other"), strict=True))
+    for number, (one, other) in enumerate(joined):
+        a[one] = b[other] = f"k {number}"
+    return contract(ctx, left, right, a, b, [n for n in (*a, *b) if not n.startswith("k")])
 
 
 @rule("aten.outer", "aten.ger")

@@ -48,3 +48,38 @@ def _norm_backward(ctx: RuleContext) -> Outcome:
     if shard.dim >= _leading(ctx, x):
         ctx.fail(f"it normalises over dimension {shard.dim}, which is cut", NEEDS_GATHER)
     return (shard, *(PARTIAL,) * (count - 1))
+
+
+@rule("aten.group_norm", "aten.native_group_norm")
+def _group_norm(ctx: RuleContext) -> Outcome:
+    """Rows of the first dimension are normalised each on its own."""
+    refuse_partial(ctx)
+    x = ctx.operand("input")
+    return every(ctx, _rows(ctx, x, [v for v in ctx.tensors if v is not x]))
+
+
+@rule("aten.native_group_norm_backward")
+def _group_norm_backward(ctx: RuleContext) -> Outcome:
+    gradient, x = ctx.operand("grad_out"), ctx.operand("input")
+    others = [v for v in ctx.tensors if v is not gradient]
+    if isinstance(ctx.placement(gradient), Partial):
+        if not all(whole(ctx.placement(v)) for v in others):
+            ctx.fail("a partial gradient meets values that are not whole", NEEDS_SUM)
+        return (PARTIAL,) * 3
+    refuse_partial(ctx)
+    weight = ctx.arg("weight")
+    placement = _rows(ctx, x, [weight] if isinstance(weight, Value) else [])
+    alike = (gradient, ctx.operand("mean"), ctx.operand("rstd"))
+    if any(ctx.placement(v) != placement and not (whole(ctx.placement(v)) and whole(placement)) for v in alike):
+        ctx.fail("the gradient and the value that was normalised are cut in two ways", NEEDS_GATHER)
+    return (placement, *(PARTIAL if isinstance(placement, Shard) else placement,) * 2)
+
+
+def _rows(ctx: RuleContext, x: Value, affine: Iterable[Value]) -> Placement:
+    if not all(whole(ctx.placement(v)) for v in affine):
+        ctx.fail("the affine parameters must be whole", NEEDS_GATHER)
+    placement = along(ctx, x, range(1, x.tensor_type.ndim))
+    told = ctx.node.is_op("aten.native_group_norm", "aten.native_group_norm_backward")
+    if isinstance(placement, Shard) and told and (ctx.what_if or ctx.arg("N") != x.tensor_type.shape[0]):
+        ctx.fail("it is told the number of rows, which is another one on a rank", "use aten.group_norm")
+    return placement

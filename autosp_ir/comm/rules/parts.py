@@ -17,7 +17,7 @@ from autosp_ir.comm.rules.base import (
 )
 from autosp_ir.comm.rules.views import move
 from autosp_ir.ir.graph import Value
-from autosp_ir.ir.types import Dim, Partial, Placement, ScalarType, Shard
+from autosp_ir.ir.types import PARTIAL, Dim, Partial, Placement, ScalarType, Shard
 
 
 def full_range(ctx: RuleContext, placement: Placement, dim: int, size: Dim | Value) -> bool:
@@ -122,7 +122,14 @@ def _repeat_interleave(ctx: RuleContext) -> Outcome:
 # -- several values --------------------------------------------------------------------------------------------------
 
 
-@rule("aten.split.Tensor", "aten.split_with_sizes", "aten.chunk", "aten.split.sizes", "aten.tensor_split.sections")
+@rule(
+    "aten.split.Tensor",
+    "aten.split_with_sizes",
+    "aten.chunk",
+    "aten.split.sizes",
+    "aten.tensor_split.sections",
+    "aten.tensor_split.indices",
+)
 def _split(ctx: RuleContext) -> Outcome:
     value = ctx.tensors[0]
     return every(ctx, off_dimension(ctx, value, ctx.dim(value), "a split"))
@@ -135,36 +142,51 @@ def _unbind(ctx: RuleContext) -> Outcome:
     return every(ctx, move(ctx, value, lambda d: None if d == removed else d - (d > removed)))
 
 
+@rule("aten.glu_backward")
+def _glu_backward(ctx: RuleContext) -> Outcome:
+    gradient, x = ctx.operand("grad_output"), ctx.operand("self")
+    flow, placement = ctx.placement(gradient), ctx.placement(x)
+    if isinstance(placement, Partial):
+        ctx.fail(f"%{x.name} is a partial sum and the operation is not linear in it", NEEDS_SUM)
+    if isinstance(flow, Partial):
+        return PARTIAL if whole(placement) else ctx.fail("a partial gradient meets a value that is cut", NEEDS_SUM)
+    if whole(flow) and whole(placement):
+        return WHOLE
+    if flow != placement:
+        ctx.fail(f"%{gradient.name} is {flow} where the value that it differentiates is {placement}", NEEDS_GATHER)
+    return off_dimension(ctx, x, ctx.dim(x), "halves are taken")
+
+
 @rule("aten.cat", "aten.concat", "aten.concatenate")
 def _cat(ctx: RuleContext) -> Outcome:
     # A legacy empty operand of shape [0] has no dimension to join and adds nothing.
     values = [v for v in ctx.tensors if v.tensor_type.shape != (0,)]
     if not values:
         return WHOLE
-    return _join(ctx, values, ctx.dim(values[0]))
+    return join(ctx, values, ctx.dim(values[0]))
 
 
 @rule("aten.stack")
 def _stack(ctx: RuleContext) -> Outcome:
     values = ctx.tensors
-    return _join(ctx, values, int(ctx.arg("dim")) % (values[0].tensor_type.ndim + 1), without=values)
+    return join(ctx, values, int(ctx.arg("dim")) % (values[0].tensor_type.ndim + 1), without=values)
 
 
 @rule("aten.slice_scatter")
 def _slice_scatter(ctx: RuleContext) -> Outcome:
     _refuse_measured_bounds(ctx)
     base = ctx.operand("self")
-    return _join(ctx, [base, ctx.operand("src")], ctx.dim(base))
+    return join(ctx, [base, ctx.operand("src")], ctx.dim(base))
 
 
 @rule("aten.select_scatter")
 def _select_scatter(ctx: RuleContext) -> Outcome:
     _refuse_measured_bounds(ctx)
     base, written = ctx.operand("self"), ctx.operand("src")
-    return _join(ctx, [base, written], ctx.dim(base), without=[written])
+    return join(ctx, [base, written], ctx.dim(base), without=[written])
 
 
-def _join(ctx: RuleContext, values: Sequence[Value], along: int, without: Sequence[Value] = ()) -> Placement:
+def join(ctx: RuleContext, values: Sequence[Value], along: int, without: Sequence[Value] = ()) -> Placement:
     """The common placement of joined values: all cut alike off the joined dimension, all sums, or all whole.
 
     Args:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from autosp_ir.comm.rules.base import NEEDS_SHARD, NEEDS_SUM, WHOLE, Outcome, RuleContext, rule, whole
+from autosp_ir.comm.rules.base import NEEDS_SHARD, NEEDS_SUM, WHOLE, Outcome, RuleContext, refuse_partial, rule, whole
 from autosp_ir.ir.graph import Value
-from autosp_ir.ir.types import PARTIAL, Partial, Placement, Shard
+from autosp_ir.ir.types import PARTIAL, Partial, Placement, Shard, TensorType, TupleType, Type
 
 # Untagged by torch, or composite, but elementwise all the same.
 POINTWISE_EXTRAS = (
+    "aten.__and__.Scalar",
+    "aten.__and__.Tensor",
+    "aten.__or__.Scalar",
+    "aten.__or__.Tensor",
+    "aten.__xor__.Scalar",
+    "aten.__xor__.Tensor",
+    "aten.complex",
     "aten.divide.Tensor",
     "aten.divide.Scalar",
     "aten.elu_backward",
@@ -25,8 +32,10 @@ POINTWISE_EXTRAS = (
     "aten.mish_backward",
     "aten.multiply.Tensor",
     "aten.multiply.Scalar",
+    "aten.polar",
     "aten.rsub.Tensor",
     "aten.softplus_backward",
+    "aten.special_ndtr",
     "aten.subtract.Tensor",
     "aten.subtract.Scalar",
     "aten.where.ScalarSelf",
@@ -71,6 +80,27 @@ def pointwise(ctx: RuleContext) -> Outcome:
 
 
 rule(*POINTWISE_EXTRAS)(pointwise)
+
+
+@rule("aten.log_sigmoid_forward")
+def _log_sigmoid(ctx: RuleContext) -> Outcome:
+    refuse_partial(ctx)
+    placement, made = broadcast(ctx, ctx.tensors), ctx.node.result.type
+    parts = made.elements if isinstance(made, TupleType) else ()
+    return tuple(WHOLE if _is_no_buffer(part) else placement for part in parts)
+
+
+@rule("aten.log_sigmoid_backward")
+def _log_sigmoid_backward(ctx: RuleContext) -> Outcome:
+    gradient = ctx.operand("grad_output")
+    if isinstance(ctx.placement(gradient), Partial):
+        return _only_in(ctx, (gradient,))
+    return broadcast(ctx, [v for v in ctx.tensors if not _is_no_buffer(v.type)])
+
+
+def _is_no_buffer(kind: Type) -> bool:
+    """Whether this is what kernels for a GPU return where those for a CPU keep a buffer: an empty tensor."""
+    return isinstance(kind, TensorType) and kind.shape == (0,)
 
 
 def _refuse_local_extents(ctx: RuleContext) -> None:

@@ -91,6 +91,11 @@ def _mean(ctx: RuleContext) -> Outcome:
     "aten.nansum",
     "aten.count_nonzero",
     "aten.count_nonzero.dim_IntList",
+    "aten.aminmax",
+    "aten.median.dim",
+    "aten.nanmedian.dim",
+    "aten.kthvalue",
+    "aten.mode",
 )
 def _nonlinear_reduction(ctx: RuleContext) -> Outcome:
     refuse_partial(ctx)
@@ -160,3 +165,36 @@ def _diff(ctx: RuleContext) -> Outcome:
         ctx.fail("differences with a boundary operand keep no shard", NEEDS_GATHER)
     value = ctx.tensors[0]
     return along(ctx, value, ctx.dims(value))
+
+
+@rule("aten.linalg_cross")
+def _cross(ctx: RuleContext) -> Outcome:
+    refuse_partial(ctx)
+    return _off(ctx, broadcast(ctx, ctx.tensors), int(ctx.arg("dim")) % _rank(ctx))
+
+
+@rule("aten.cosine_similarity")
+def _cosine_similarity(ctx: RuleContext) -> Outcome:
+    refuse_partial(ctx)
+    reduced = int(ctx.arg("dim")) % _rank(ctx)
+    placement = _off(ctx, broadcast(ctx, ctx.tensors), reduced)
+    return (
+        Shard(placement.dim - (placement.dim > reduced), placement.outer) if isinstance(placement, Shard) else placement
+    )
+
+
+@rule("aten.pairwise_distance")
+def _pairwise_distance(ctx: RuleContext) -> Outcome:
+    refuse_partial(ctx)
+    return _off(ctx, broadcast(ctx, ctx.tensors), _rank(ctx) - 1)
+
+
+def _rank(ctx: RuleContext) -> int:
+    """The number of dimensions of the broadcast operands."""
+    return max(v.tensor_type.ndim for v in ctx.tensors)
+
+
+def _off(ctx: RuleContext, placement: Placement, dim: int) -> Placement:
+    if isinstance(placement, Shard) and placement.dim == dim:
+        ctx.fail(f"it mixes elements along dimension {dim}, which is cut", NEEDS_GATHER)
+    return placement

@@ -32,6 +32,13 @@ AMBIGUOUS = "give the value its layout when it is created, or keep the cut dimen
     "aten.detach",
     "aten.alias",
     "aten.lift_fresh_copy",
+    "aten._conj",
+    "aten.conj",
+    "aten.resolve_conj",
+    "aten.real",
+    "aten.imag",
+    "aten._neg_view",
+    "aten.resolve_neg",
     "aten.lift_fresh",
     "aten.detach_copy",
     "aten.alias_copy",
@@ -88,6 +95,21 @@ def _reshape(ctx: RuleContext) -> Outcome:
     if made is None:
         return ctx.fail("its result has no type yet", "infer the type before the layout")
     return _insertion(ctx, value.tensor_type.shape, placement, made.shape, ctx.shard_hint())
+
+
+@rule("aten.view_as", "aten.reshape_as")
+def _reshape_as(ctx: RuleContext) -> Outcome:
+    value, like = ctx.tensors[0], ctx.tensors[1]
+    placement, wanted = ctx.placement(value), ctx.placement(like)
+    hint = wanted if isinstance(wanted, Shard) else None
+    if isinstance(placement, Shard):
+        made = _insertion(ctx, value.tensor_type.shape, placement, like.tensor_type.shape, hint)
+        if made != wanted:
+            ctx.fail("it takes the shape of a value that is cut in another way", NEEDS_GATHER)
+        return made
+    if hint is not None:
+        ctx.fail("it is whole and takes the shape of a value that is cut", NEEDS_GATHER)
+    return placement
 
 
 @rule("aten.flatten.using_ints")
