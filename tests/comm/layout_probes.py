@@ -450,11 +450,25 @@ def _written_and_compared() -> list[Probe]:
         Probe("aten.bucketize.Tensor", (real(4, 8), torch.tensor([-0.5, 0.5]))),
         Probe("aten.searchsorted.Tensor", (torch.tensor([-0.5, 0.5], dtype=torch.float64), real(4, 8))),
         Probe("aten.searchsorted.Tensor", (real(4, 2).sort(-1).values, real(4, 8))),
+        Probe("aten.conv1d", (real(2, 4, 8), real(6, 2, 1), real(6), [1], [0], [1], 2)),
+        Probe("aten.conv1d", (real(2, 4, 8), real(6, 4, 3), None, [1], [1])),
+        Probe("aten.conv1d", (real(4, 8), real(6, 4, 1), None, [2])),
+        Probe("aten.conv2d", (real(2, 2, 4, 8), real(2, 2, 1, 3), None, [1, 1], [0, 1])),
+        Probe("aten.conv3d", (real(2, 2, 4, 2, 2), real(2, 2, 1, 1, 2), None, [1], [0])),
+        Probe("aten.convolution", (real(2, 4, 8), real(6, 4, 1), None, [1], [0], [1], False, [0], 1)),
+        Probe("aten.convolution", (real(2, 4, 8), real(4, 6, 1), None, [1], [0], [1], True, [0], 1)),
+        *(
+            Probe(
+                "aten.convolution_backward",
+                (real(2, 6, 8), real(2, 4, 8), real(6, 4, k), [6], [1], [k // 2], [1], False, [0], 1, [True] * 3),
+            )
+            for k in (1, 3)
+        ),
         Probe("aten.fill.Scalar", (real(4, 4), 2.0)),
         Probe("aten.fill.Tensor", (real(4, 4), real())),
         Probe("aten.complex", (x, y)),
         Probe("aten.polar", (x, y)),
-        Probe("aten.__and__.Tensor", (ints(8, 4, 4), ints(8, 4, 4))),
+        Probe("aten.__and__.Tensor", (1 + ints(8, 4, 4), 1 + ints(8, 4, 4))),
         Probe("aten.special_ndtr", (x,)),
         Probe("aten.log_sigmoid_forward", (x,)),
         Probe("aten.log_sigmoid_backward", (x, y, real(2, 4, 8))),

@@ -77,6 +77,17 @@ class SinkOfEachQuery(Sinks):
         return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
 
 
+class SinkBesideSoftmax(Sinks):
+    """Attention times the share of the keys, from the logarithms of the softmax's denominators."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`first` says that the last dimension of the logarithms is kept."""
+        scores = (q @ k.mT * 0.7).masked_fill(later(q), -math.inf)
+        sums = scores.logsumexp(-1, keepdim=True) if self.first else scores.logsumexp(-1).unsqueeze(-1)
+        share = (sums - self.sinks[:, None, None]).float().sigmoid()
+        return scores.softmax(-1) @ v * share.to(q.dtype)
+
+
 class KeptSink(Sinks):
     """No sink: the last column of the softmax stays, and the first is dropped."""
 
@@ -125,6 +136,8 @@ FORMS: dict[str, Callable[[], Decoder]] = {
     "sinks": Sinks,
     "sinks in front": lambda: Sinks(first=True, shifted=False),
     "sink of each query": SinkOfEachQuery,
+    "sink beside the softmax": SinkBesideSoftmax,
+    "sink beside the softmax, of kept dimension": lambda: SinkBesideSoftmax(first=True),
     "bias for all heads": lambda: Biased(LONGEST, LONGEST),
     "bias per head": lambda: Biased(1, HEADS, LONGEST, LONGEST),
     "bias per head and key": lambda: Biased(HEADS, 1, LONGEST),

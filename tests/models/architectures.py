@@ -52,6 +52,15 @@ _BERT_LIKE: dict[str, Any] = {
     "attention_probs_dropout_prob": 0.0,
 }
 _EXPERTS = {"num_experts_per_tok": 2}
+_LATENT: dict[str, Any] = {
+    **_LLAMA_LIKE,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granite": _decoder(_LLAMA_LIKE),
     "stablelm": _decoder(_LLAMA_LIKE, _NO_DROPOUT),
     "starcoder2": _decoder(_LLAMA_LIKE, residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0),
+    "diffllama": _decoder(_LLAMA_LIKE),
+    "deepseek_v3": _decoder(_LATENT, first_k_dense_replace=2),
     "gpt2": _decoder(_GPT2_LIKE),
     "gptj": _decoder(_GPT2_LIKE, rotary_dim=4),
     "gpt_neo": _decoder(
@@ -174,6 +185,18 @@ ARCHITECTURES: dict[str, Architecture] = {
             "moe_intermediate_size": 24,
             "shared_expert_intermediate_size": 24,
             "output_router_logits": True,
+        },
+    ),
+    "deepseek_v2": Architecture(
+        "experts",
+        {
+            **_LATENT,
+            **_EXPERTS,
+            "first_k_dense_replace": 1,
+            "n_routed_experts": 4,
+            "moe_intermediate_size": 24,
+            "n_group": 1,
+            "topk_group": 1,
         },
     ),
     "gpt_oss": Architecture("experts", {**_LLAMA_LIKE, **_EXPERTS, **_HEADS_OF_8, **_WINDOW, "num_local_experts": 4}),

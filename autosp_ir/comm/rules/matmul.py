@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autosp_ir.comm.rules.base import (
+    NEEDS_GATHER,
     NEEDS_SHARD,
     NEEDS_SUM,
     WHOLE,
     Outcome,
     RuleContext,
+    refuse_partial,
     refuse_unless_whole,
     rule,
     whole,
@@ -192,6 +194,51 @@ def _tensordot(ctx: RuleContext) -> Outcome:
 @rule("aten.outer", "aten.ger")
 def _outer(ctx: RuleContext) -> Outcome:
     return contract(ctx, ctx.operand("self"), ctx.operand("vec2"), "m", "n", "mn")
+
+
+# -- convolutions ------------------------------------------------------------------------------------------------------
+
+
+@rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution")
+def _convolution(ctx: RuleContext) -> Outcome:
+    x = ctx.operand("input")
+    return _off_windows(ctx, x, [v for v in ctx.tensors if v is not x])
+
+
+@rule("aten.convolution_backward")
+def _convolution_backward(ctx: RuleContext) -> Outcome:
+    gradient, x = ctx.operand("grad_output"), ctx.operand("input")
+    placement = _off_windows(ctx, x, [ctx.operand("weight")])
+    if ctx.placement(gradient) != placement and not (whole(ctx.placement(gradient)) and whole(placement)):
+        ctx.fail(f"%{gradient.name} and the input are cut in two ways", NEEDS_SHARD)
+    return (placement, *(PARTIAL if isinstance(placement, Shard) else placement,) * 2)
+
+
+def _off_windows(ctx: RuleContext, x: Value, parameters: Sequence[Value]) -> Placement:
+    """The placement of a convolution's input: rows of the batch, or a dimension that its windows do not overlap in."""
+    refuse_partial(ctx)
+    if not all(whole(ctx.placement(v)) for v in parameters):
+        ctx.fail("weight and bias must be whole", NEEDS_GATHER)
+    placement = ctx.placement(x)
+    if not isinstance(placement, Shard):
+        return placement
+    rank = ctx.operand("weight").tensor_type.ndim
+    spatial = placement.dim - (x.tensor_type.ndim - (rank - 2))
+    row_of_batch = placement.dim == 0 and x.tensor_type.ndim == rank
+    if not row_of_batch and not (spatial >= 0 and _takes_each_place_alone(ctx, spatial)):
+        ctx.fail(f"its windows reach over dimension {placement.dim}, which is cut", NEEDS_GATHER)
+    return placement
+
+
+def _takes_each_place_alone(ctx: RuleContext, spatial: int) -> bool:
+    """Whether windows along a spatial dimension have length one, one behind the other from the first place on."""
+
+    def setting(name: str, default: int) -> object:
+        given = ctx.arg(name, default)
+        return given[spatial % len(given)] if isinstance(given, tuple | list) else given
+
+    alone = ctx.operand("weight").tensor_type.shape[2 + spatial] == 1
+    return alone and setting("stride", 1) == 1 and setting("padding", 0) == 0 and not ctx.arg("transposed", False)
 
 
 __all__ = ["add_bias", "contract", "matmul_labels"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from autosp_passes._canonicalize.match import (
     tensor,
 )
 from autosp_passes._canonicalize.scores import Mask, Scores, read_scores, with_lead
-from autosp_passes._canonicalize.sinks import Sunk, damped, drops_sink, read_sinks, without_row_max
+from autosp_passes._canonicalize.sinks import Sunk, damped, drops_sink, log_sums, read_sinks, without_row_max
 
 _RESHAPES = ("view", "reshape", "_unsafe_view")
 _PRODUCTS = ("matmul", "bmm")
@@ -47,6 +47,7 @@ class Site:
         biases: Biases that stay.
         sunk: The sink that takes part in the softmax.
         dropout: The dropout of its probabilities.
+        log_sums: What else reads the scores: the logarithms of the softmax's denominators.
     """
 
     product: Node
@@ -59,6 +60,12 @@ class Site:
     biases: list[tuple[Value, float]]
     sunk: Sunk | None = None
     dropout: Node | None = None
+    log_sums: list[Node] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> Node:
+        """In front of what attention goes."""
+        return self.log_sums[0] if self.log_sums else self.product
 
 
 def rewrite_matmuls(program: Program, rewriter: Rewriter, ctx: PassContext) -> None:
@@ -100,7 +107,15 @@ def _site(values: IndexValues, softmax: Node) -> Site | None:
         return None
     scores = with_lead(values, scores)
     form = MaskForm(False, None)
-    return _with_masks(values, Site(product, softmax, scores, product.args[1], form, [], [], [], sunk, dropout))
+    site = Site(product, softmax, scores, product.args[1], form, [], [], [], sunk, dropout)
+    if sunk is None and dropout is None:
+        site.log_sums = _behind(site.v, log_sums(softmax.args[0], summed))
+    return _with_masks(values, site)
+
+
+def _behind(value: Value, nodes: list[Node]) -> list[Node]:
+    """Nodes in program order, none if the first stands in front of what makes `value`."""
+    return nodes if not nodes or nodes[0].graph.ordered([value.producer, nodes[0]])[0] is value.producer else []
 
 
 def _product_with_values(softmax: Node, sunk: Sunk | None) -> tuple[Node | None, Node | None]:
@@ -194,7 +209,7 @@ def _attention(rewriter: Rewriter, site: Site) -> Value:
     """Build the node in front of the product with the values."""
     scores = site.scores
     keep = _keep(rewriter, site.dropout, scores) if site.dropout is not None else None
-    with rewriter.before(site.product):
+    with rewriter.before(site.anchor):
         q, v = scores.q, site.v
         k = _transposed(rewriter, scores.kt)
         operands = [_four_dims(rewriter, x, scores.lead) for x in (q, k, v)]
@@ -204,13 +219,23 @@ def _attention(rewriter: Rewriter, site: Site) -> Value:
         if site.dropout is not None and keep is not None:
             attributes |= {"dropout": float(site.dropout.arg("p")), "keep": keep}
         both = rewriter.create("autosp.attention", (*operands, bias), attributes, name="attention")
-        if site.sunk is None:
+        if site.sunk is None and not site.log_sums:
             (out,) = rewriter.unpack(both, 1)
         else:
             out, lse = rewriter.unpack(both, 2)
-            out = damped(rewriter, out, lse, _beside_heads(rewriter, site.sunk.sink, scores))
+            for node in site.log_sums:
+                rewriter.replace(node, _like(rewriter, lse, node))
+            if site.sunk is not None:
+                out = damped(rewriter, out, lse, _beside_heads(rewriter, site.sunk.sink, scores))
         wanted = site.product.result.tensor_type
         return out if wanted.ndim == 4 else _three_dims(rewriter, out, scores.lead)
+
+
+def _like(rewriter: Rewriter, lse: Value, node: Node) -> Value:
+    """The logarithms `[B, H, Sq]` of attention as a `logsumexp` gives them."""
+    shaped = rewriter.create("aten.unsqueeze", (lse, -1)) if node.arg("keepdim") else lse
+    dtype = node.result.tensor_type.dtype
+    return shaped if lse.tensor_type.dtype == dtype else rewriter.create("aten.to.dtype", (shaped, dtype))
 
 
 def _transposed(rewriter: Rewriter, value: Value) -> Value:

@@ -2,6 +2,7 @@
 
 With `lse` the log of the denominator over the keys, a sink takes the weight `exp(sink) / (exp(lse) + exp(sink))`, so
 what the keys keep is `sigmoid(lse - sink)`: attention with sinks is attention times that factor, gradient included.
+Some models are written in that form, with a `logsumexp` of the scores beside their softmax.
 """
 
 from __future__ import annotations
@@ -81,6 +82,27 @@ def _unexpanded(sink: Value) -> Value:
     return source if source.tensor_type.ndim == sink.tensor_type.ndim else sink
 
 
+def log_sums(operand: Value, summed: Value) -> list[Node]:
+    """Each `logsumexp` over the keys of the scores `[B, H, Sq, Skv]` of a softmax, in program order.
+
+    Args:
+        operand: What the softmax reads.
+        summed: The scores, without casts and without a row maximum that is subtracted in between.
+    """
+    if summed.tensor_type.ndim != 4:
+        return []
+    cast = operand
+    while cast is not summed and (base(cast.producer) in SAME_VALUES or base(cast.producer) in CASTS):
+        cast = cast.producer.args[0]
+    read = [summed] if cast is not summed else list(dict.fromkeys((summed, operand)))
+    found = [node for value in read for node in value.producer.users if _is_log_sum(node, value)]
+    return operand.producer.graph.ordered(found)
+
+
+def _is_log_sum(node: Node, value: Value) -> bool:
+    return node.is_op("aten.logsumexp") and node.args[0] is value and [int(d) % 4 for d in node.arg("dim")] == [3]
+
+
 def drops_sink(node: Node, sunk: Sunk) -> bool:
     """Whether a slice of the probabilities keeps the columns of the scores and no other."""
     kind = node.args[0].tensor_type
@@ -110,4 +132,4 @@ def damped(rewriter: Rewriter, out: Value, lse: Value, sink: Value) -> Value:
     return product if product.tensor_type.dtype == dtype else rewriter.create("aten.to.dtype", (product, dtype))
 
 
-__all__ = ["Sunk", "damped", "drops_sink", "read_sinks", "without_row_max"]
+__all__ = ["Sunk", "damped", "drops_sink", "log_sums", "read_sinks", "without_row_max"]
