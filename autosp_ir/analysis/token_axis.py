@@ -84,7 +84,7 @@ def token_factors(program: Program) -> TokenFactors:
         The factors, by value.
     """
     seq_dims: Mapping[str, int] = program.info.get("seq_dims", {})
-    result = TokenFactors(_length(program, seq_dims))
+    result = TokenFactors(token_count(program))
     if result.length is None:
         return result
     for spec in program.signature.inputs:
@@ -99,7 +99,9 @@ def token_factors(program: Program) -> TokenFactors:
     return result
 
 
-def _length(program: Program, seq_dims: Mapping[str, int]) -> Dim | None:
+def token_count(program: Program) -> Dim | None:
+    """The length of the first user input that has a token dimension, None when none has one."""
+    seq_dims: Mapping[str, int] = program.info.get("seq_dims", {})
     for spec in program.signature.inputs:
         if spec.kind is InputKind.USER_INPUT and spec.target in seq_dims:
             shape: tuple[Dim, ...] = program.graph.value(spec.name).tensor_type.shape

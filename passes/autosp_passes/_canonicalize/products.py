@@ -6,18 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from autosp_ir.analysis.token_axis import token_count
 from autosp_ir.ir.graph import Value
-from autosp_ir.rewrite.rules import rule
+from autosp_ir.ir.types import Dim
+from autosp_ir.rewrite.rules import Match, rule
 
 
 @dataclass(frozen=True)
 class Folded:
-    """How a product is written without repetition: `left[K, R, M, D] @ right[K, 1, D, N]` with M and R as one.
+    """How a product is written without repetition: `left[K, R, M, D] @ right[K, 1, D, N]` with R and M as one.
 
     Attributes:
-        order: The dimensions of the left operand with those that repeat the right one behind the rows. If they are
-            tokens, they stay beside each other.
-        left: The shape of the left operand in that order, those dimensions joined to the rows.
+        order: The dimensions of the left operand, those that are joined beside each other.
+        left: The shape of the left operand in that order, with R and M as one dimension.
         right: The shape of the right operand, without them.
         out: The shape of the result in that order.
     """
@@ -38,8 +39,8 @@ def folded_products(op: Any, left: Any, right: Any) -> Any:
 
 
 @folded_products.let("folded", "its right operand is not repeated, or an extent is a symbol")
-def _(left: Value, right: Value) -> Folded | None:
-    return folded(left, right)
+def _(match: Match, left: Value, right: Value) -> Folded | None:
+    return folded(left, right, token_count(match.program))
 
 
 @folded_products.replacement
@@ -52,27 +53,34 @@ def _(op: Any, left: Value, right: Value, folded: Folded) -> Any:
     return _permuted(op, op.aten.reshape(product, folded.out), back)
 
 
-def folded(left: Value, right: Value) -> Folded | None:
+def folded(left: Value, right: Value, tokens: Dim | None) -> Folded | None:
     """How to write a product without repetition; None where nothing is repeated, or an extent is a symbol.
 
-    A right operand of two dimensions is never repeated.
+    Args:
+        left: `[…, M, D]`.
+        right: `[…, D, N]`; of two dimensions it is never repeated.
+        tokens: The extent that goes last among joined dimensions, so that tokens still follow one another.
     """
     a, b = left.tensor_type.shape, right.tensor_type.shape
     if len(b) < 3 or len(a) < len(b) or not all(isinstance(extent, int) for extent in (*a, *b)):
         return None
-    rows, inner, columns = int(a[-2]), int(a[-1]), int(b[-1])
-    batch = [int(extent) for extent in a[:-2]]
+    extents, inner, columns = [int(extent) for extent in a[:-1]], int(a[-1]), int(b[-1])
+    rows = len(extents) - 1
     own = [1] * (len(a) - len(b)) + [int(extent) for extent in b[:-2]]
-    repeats = [dim for dim in range(len(batch)) if own[dim] == 1 != batch[dim]]
-    kept = [dim for dim in range(len(batch)) if dim not in repeats]
+    repeats = [dim for dim in range(rows) if own[dim] == 1 != extents[dim]]
+    kept = [dim for dim in range(rows) if dim not in repeats]
     if not repeats:
         return None
-    front, back = [batch[dim] for dim in kept], [batch[dim] for dim in repeats]
+    joined = sorted((*repeats, rows), key=lambda dim: extents[dim] == tokens)
     return Folded(
-        (*kept, len(batch), *repeats, len(batch) + 1),
-        (*front, rows * math.prod(back), inner),
+        (*kept, *joined, rows + 1),
+        (*(extents[dim] for dim in kept), math.prod(extents[dim] for dim in joined), inner),
         (*(own[dim] for dim in kept), inner, columns),
-        (*(own[dim] if batch[dim] == 1 else batch[dim] for dim in kept), rows, *back, columns),
+        (
+            *(own[dim] if extents[dim] == 1 else extents[dim] for dim in kept),
+            *(extents[dim] for dim in joined),
+            columns,
+        ),
     )
 
 
