@@ -43,7 +43,7 @@ OUTCOMES: dict[str, str] = {
     "vit": "CaptureError: seq_dims=",
     "moe_mixtral": GATHERED,
     "moe_qwen2": GATHERED,
-    "latent_attention": GATHERED,
+    "latent_attention": EXACT,
     "mamba": GATHERED,
     "mamba2": GATHERED,
     "softcap_gemma2": EXACT,
