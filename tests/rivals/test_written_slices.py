@@ -7,12 +7,13 @@ import pytest
 import autosp_ir as air
 from tests.rivals.line import run_line
 from tests.rivals.written_slices import ALONG_TOKENS, JOINED, WRITERS, build
+from tests.sampling import sampled
 
 _DIVISIBLE = ("heads_share_a_part", "every_second", "a_row_in_front")
 """Of a length that needs no padding."""
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", sampled(WRITERS, 2))
 def test_exact_and_gathered_only_along_tokens(name: str) -> None:
     line = run_line(*build(name, length=12 if name in _DIVISIBLE else 15), 4)
     assert (line.gathered == []) == (name not in ALONG_TOKENS), line.gathered
