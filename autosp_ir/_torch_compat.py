@@ -287,16 +287,18 @@ def trace_joint(
 
 
 def inductor_decompositions() -> dict[Any, Any]:
-    """Inductor's decomposition table, operator -> Python function, less the scattering backward operators and `stack`.
+    """Inductor's decomposition table, operator -> Python function, less the operators that layouts know better whole.
 
-    Those fuse no better for being decomposed before the layouts are inferred, and their parts (scatters into zeros by
-    computed index) say less about where the result lives; a `stack` as a `cat` along a cut dimension, of which blocks
-    are viewed apart again, says nothing of it. Inductor decomposes them itself when it compiles.
+    The scattering backward operators fuse no better for being decomposed before the layouts are inferred, and their
+    parts (scatters into zeros by computed index) say less about where the result lives. A `stack` as a `cat` along a
+    cut dimension, of which blocks are viewed apart again, the `as_strided` in a group norm and the written rows of an
+    `index_fill` say nothing of it. Inductor decomposes them itself when it compiles.
     """
     from torch._inductor.decomposition import select_decomp_table
 
     aten = torch.ops.aten
-    whole = {aten.embedding_dense_backward, aten.slice_backward, aten.select_backward, aten.stack}
+    scatters = {aten.embedding_dense_backward, aten.slice_backward, aten.select_backward}
+    whole = scatters | {aten.stack, aten.index_fill, aten.native_group_norm, aten.native_group_norm_backward}
     return {op: rule for op, rule in select_decomp_table().items() if getattr(op, "overloadpacket", op) not in whole}
 
 

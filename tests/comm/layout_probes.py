@@ -467,6 +467,8 @@ def _written_and_compared() -> list[Probe]:
         Probe("aten.fill.Scalar", (real(4, 4), 2.0)),
         Probe("aten.fill.Tensor", (real(4, 4), real())),
         Probe("aten.complex", (x, y)),
+        Probe("aten.copy", (x, real(4, 1))),
+        Probe("aten.view.dtype", (complex_(2, 4), torch.float64)),
         Probe("aten.polar", (x, y)),
         Probe("aten.__and__.Tensor", (1 + ints(8, 4, 4), 1 + ints(8, 4, 4))),
         Probe("aten.special_ndtr", (x,)),

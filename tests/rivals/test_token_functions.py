@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import autosp_ir as air
 from tests.rivals.line import run_line
 from tests.rivals.token_functions import FUNCTIONS, build
 
@@ -53,3 +54,13 @@ def test_exact_and_gathered_only_where_known(name: str) -> None:
     model, batch = build(name, batch_size=3, length=15)
     line = run_line(model, batch, 2)
     assert (line.gathered == []) == (name in SHARDED), line.gathered
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["preference", "gated_halves", "norm_of_rows", "similarities", "filled_columns", "summary_by_head"],
+)
+def test_exact_as_a_compiler_sees_it(name: str) -> None:
+    """Backends that compile trace the step decomposed: what it is decomposed to needs rules of its own."""
+    pipeline = air.DEFAULT_PIPELINE.replace("differentiate", "differentiate{decompose=true}")
+    assert run_line(*build(name, batch_size=2, length=13), 2, pipeline).gathered == []

@@ -33,3 +33,9 @@ def test_slices_side_by_side_in_new_memory_are_a_concatenation(name: str) -> Non
     canonical = air.PassManager(["canonicalize"]).run(program, mesh={"sp": 2}).program
     assert (not scatters(canonical)) == (name in JOINED)
     assert bool(canonical.find("aten.cat")) == (name in JOINED | {"read_in_between"})
+
+
+@pytest.mark.parametrize("name", ["heads_share_a_part", "every_second", "a_column", "numbers"])
+def test_exact_as_a_compiler_sees_it(name: str) -> None:
+    pipeline = air.DEFAULT_PIPELINE.replace("differentiate", "differentiate{decompose=true}")
+    assert run_line(*build(name), 2, pipeline).gathered == []

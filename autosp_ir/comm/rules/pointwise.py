@@ -17,6 +17,7 @@ POINTWISE_EXTRAS = (
     "aten.__xor__.Scalar",
     "aten.__xor__.Tensor",
     "aten.complex",
+    "aten.copy",
     "aten.divide.Tensor",
     "aten.divide.Scalar",
     "aten.elu_backward",

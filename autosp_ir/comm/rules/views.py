@@ -16,6 +16,7 @@ from autosp_ir.comm.rules.base import (
     off_dimension,
     product,
     quotient,
+    refuse_partial,
     rule,
     whole,
 )
@@ -54,6 +55,14 @@ def _complex(ctx: RuleContext) -> Outcome:
     if ctx.node.is_op("aten.view_as_complex"):
         return off_dimension(ctx, value, value.tensor_type.ndim - 1, "real and imaginary part are joined")
     return ctx.placement(value)
+
+
+@rule("aten.view.dtype")
+def _view_dtype(ctx: RuleContext) -> Outcome:
+    """Complex numbers as pairs, for one: the last dimension holds elements of another size."""
+    refuse_partial(ctx)
+    value = ctx.tensors[0]
+    return off_dimension(ctx, value, value.tensor_type.ndim - 1, "elements are split or joined")
 
 
 @rule(
